@@ -1,0 +1,81 @@
+"""The flags that several verbs share, declared once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from edgepipe import codec
+from edgepipe.errors import UsageError
+
+
+def complete_target(incomplete: str) -> list[str]:
+    """Target names for tab completion."""
+    from edgepipe import targets
+
+    return [name for name in targets.listing() if name.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Model names for tab completion."""
+    from edgepipe import model
+
+    return [name for name in model.listing() if name.startswith(incomplete)]
+
+
+Model = Annotated[str, typer.Argument(help="A name under models/, a path, or package.module:function.", autocompletion=complete_model)]
+Target = Annotated[str, typer.Option("--target", "-t", help="A name under targets/, e.g. loopback, local, rpi4.", autocompletion=complete_target)]
+Host = Annotated[str, typer.Option("--host", help="Where the board is: [user@]name[:port].")]
+Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Steps joined by +, e.g. int8; none is the baseline; or a TOML file.")]
+Formats = Annotated[str, typer.Option("--to", help="Formats, comma separated: onnx, tflite, openvino.")]
+Output = Annotated[str, typer.Option("--output", "-o", help="Folder to write to.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, tables or warnings.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of the runtime.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one inference.")]
+Profile = Annotated[str, typer.Option("--profile", help="How long to measure: quick, standard or mlperf.")]
+MaxDrop = Annotated[str, typer.Option("--max-drop", help="Largest loss of the task's metric, e.g. 1%. Exit 6 beyond it.")]
+Opset = Annotated[int, typer.Option("--opset", help="Highest ONNX opset; 0 is what the target's runtime can load.")]
+Dynamic = Annotated[bool, typer.Option("--dynamic", help="Leave the batch dimension open (ONNX, OpenVINO).")]
+Samples = Annotated[str, typer.Option("--eval", help="Evaluation set: shipped, full, or auto (full where it is installed).")]
+InputShape = Annotated[str, typer.Option("--input-shape", help="Without the batch, e.g. 3,224,224; for models that don't say.")]
+
+
+def emit(document: Any) -> None:
+    """Write one JSON document to stdout."""
+    json.dump(codec.to_dict(document), sys.stdout, indent=2, allow_nan=False, default=codec.to_dict)
+    print()
+
+
+def fraction(text: str, flag: str) -> float | None:
+    """Read ``1%`` or ``0.01`` as a fraction in [0, 1]; an empty text is None.
+
+    Raises:
+        UsageError: neither.
+    """
+    if not text:
+        return None
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UsageError(f"not a share: {text}", flag, f"write it as {flag} 1% or {flag} 0.01")
+    return value
+
+
+def shape(text: str) -> list[int] | None:
+    """Read ``3,224,224`` as a shape.
+
+    Raises:
+        UsageError: not positive whole numbers.
+    """
+    if not text:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"not a shape: {text}", "--input-shape", "write whole numbers, e.g. --input-shape 3,224,224")
+    return [int(part) for part in parts]

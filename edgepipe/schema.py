@@ -1,0 +1,378 @@
+"""Every type that crosses a wire, a disk or a process: frozen dataclasses of the standard library alone.
+
+The board reads this file too, so it loads on Python 3.8. `codec.to_dict` and `codec.from_dict` are the only way in
+and out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from edgepipe.codec import canonical
+
+SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. ``shape`` includes the batch; -1 is a dynamic dimension."""
+
+    name: str
+    shape: List[int]
+    dtype: str = "float32"
+    layout: str = ""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The model expects ``(raw * scale - mean) / std`` per channel, in ``layout``; raw data lies in ``range``."""
+
+    layout: str = ""
+    dtype: str = "float32"
+    range: List[float] = field(default_factory=lambda: [0.0, 1.0])
+    scale: float = 1.0
+    mean: List[float] = field(default_factory=list)
+    std: List[float] = field(default_factory=list)
+    color: str = ""
+
+
+@dataclass(frozen=True)
+class FileRef:
+    """A file of an artifact or site: its flat or relative name, its content's sha256 and its size in bytes."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a recipe did. ``accuracy`` is the task's own metric after it, or null."""
+
+    name: str
+    params: Dict[str, Any] = field(default_factory=dict)
+    bytes: Optional[int] = None
+    accuracy: Optional[float] = None
+    seconds: Optional[float] = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported model: its files and all a runtime needs to feed it.
+
+    ``path`` is the main file and ``sha256`` that file's hash; where a format needs more files, the main one carries
+    the hash of the others, so that one hash covers all. ``bytes`` sums over ``files``. ``parent_sha256`` is the hash
+    of the weights it was made from. ``raw_layout`` is the layout of raw data sets (e.g. NHWC images).
+    """
+
+    format: str
+    path: str
+    bytes: int
+    bytes_gzip: int
+    sha256: str
+    files: List[FileRef]
+    inputs: List[TensorSpec]
+    outputs: List[TensorSpec]
+    preprocessing: Preprocessing
+    opset: Optional[int] = None
+    ir_version: Optional[int] = None
+    model: str = ""
+    recipe: str = "none"
+    parent_sha256: str = ""
+    raw_layout: str = ""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The task's metric on each rung, all on the same ``samples``. A null has its ``reason``."""
+
+    metric: str
+    samples: int
+    baseline: Optional[float] = None
+    compressed: Optional[float] = None
+    exported: Optional[float] = None
+    on_device: Optional[float] = None
+    dataset: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the parity ladder against the one before: cosine lies in [-1, 1], disagreement in [0, 1]."""
+
+    rung: str
+    max_abs: Optional[float]
+    mean_abs: Optional[float]
+    cosine: Optional[float]
+    disagreement: Optional[float]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime on the board. ``site`` is true where it has a folder of its own; ``reason`` says why it is unusable."""
+
+    name: str
+    version: Optional[str] = None
+    package: str = ""
+    site: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Facts of a board, as its agent saw them. Sizes in bytes, clocks in kHz; null where the board does not say."""
+
+    arch: str
+    cpu: str
+    isa: List[str]
+    cores: int
+    ram_bytes: Optional[int]
+    os: str
+    kernel: str
+    python: str
+    libc: str = ""
+    model: str = ""
+    hostname: str = ""
+    governor: Optional[str] = None
+    clocks: Dict[str, Any] = field(default_factory=dict)
+    emulated: str = ""
+    runtimes: List[Runtime] = field(default_factory=list)
+    name: str = ""
+    target: str = ""
+    runtime: str = ""
+    runtime_version: str = ""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Golden inputs and outputs (sha256 of .npz blobs, arrays in the order of inputs/outputs) and the tolerance."""
+
+    inputs: str
+    outputs: str
+    atol: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A release: what a board needs to run one artifact. Its id is the hash of its content, so it bears no date."""
+
+    name: str
+    artifact: Artifact
+    runtime: str
+    selftest: Optional[SelfTest] = None
+    schema: str = "edgepipe.release/1"
+
+    @property
+    def id(self) -> str:
+        """The first 32 hex digits of the sha256 of the canonical JSON."""
+        return hashlib.sha256(canonical(self)).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release as a board holds it. ``activated_at`` is the board's clock, seconds since 1970."""
+
+    id: str
+    previous: Optional[str] = None
+    activated_at: Optional[float] = None
+    bytes_sent: int = 0
+    seconds: float = 0.0
+    changed: bool = True
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a runtime opens a model: CPU threads, batch, and whether its graph optimiser is on."""
+
+    threads: int = 1
+    batch: int = 1
+    optimize: bool = True
+    allow_fallback: bool = False
+    profile_path: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure. Seconds and counts are sums over ``processes``; warm-up bounds hold for each process."""
+
+    profile: str = "quick"
+    processes: int = 3
+    min_seconds: float = 10.0
+    min_samples: int = 130
+    warmup_seconds: float = 1.0
+    warmup_runs: int = 20
+    warmup_cap_seconds: float = 30.0
+    deadline_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A value with the bounds of its confidence interval; ``reason`` where it could not be measured."""
+
+    value: Optional[float]
+    low: Optional[float] = None
+    high: Optional[float] = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The steady distribution in ms. Intervals are distribution-free at 95 %."""
+
+    p50: Bound
+    p90: Bound
+    p95: Bound
+    p99: Bound
+    mean: Optional[float]
+    stdev: Optional[float]
+    min: Optional[float]
+    max: Optional[float]
+
+
+@dataclass(frozen=True)
+class Thermal:
+    """Hottest zone in degrees C before, after and at most during the run; null where the board has no sensor."""
+
+    before_c: Optional[float] = None
+    after_c: Optional[float] = None
+    max_c: Optional[float] = None
+    throttled: Optional[bool] = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Power:
+    """Mean power over the timed run, in W; null with its reason where nothing measured it."""
+
+    mean_w: Optional[float] = None
+    idle_w: Optional[float] = None
+    source: Optional[str] = None
+    rail: Optional[str] = None
+    rate_hz: Optional[float] = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy per inference in mJ, gross and idle-net, with the interval of the gross figure."""
+
+    gross: Optional[float] = None
+    net: Optional[float] = None
+    low: Optional[float] = None
+    high: Optional[float] = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Caution:
+    """A warning as a value: a stable code, a text that says the cause, and the flag or act that helps."""
+
+    code: str
+    text: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class ProcessSamples:
+    """One measured process, times in ns. ``samples_ns`` is the steady part alone; ``warmup_runs`` came before."""
+
+    load_ns: int
+    first_ns: int
+    warmup_runs: int
+    steady: bool
+    memory_peak_bytes: Optional[int]
+    samples_ns: List[int]
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class StateSample:
+    """The board's state at one moment: seconds since the run began, degrees C by zone, kHz by core."""
+
+    at: float
+    temperature_c: Dict[str, float] = field(default_factory=dict)
+    clock_khz: List[int] = field(default_factory=list)
+    governor: Optional[str] = None
+    throttle_bits: Optional[int] = None
+    load1: Optional[float] = None
+    memory_free_bytes: Optional[int] = None
+    power_w: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class RawRun:
+    """What the agent hands back of one bench: nothing in it is computed beyond what the clocks and sensors said."""
+
+    runtime: str
+    runtime_version: str
+    precision_executed: str
+    provider: str
+    processes: List[ProcessSamples]
+    states: List[StateSample]
+    timer_overhead_ns: Optional[float]
+    power: Power = field(default_factory=Power)
+    failures: List[Caution] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured (or failed) run. ``status``: ok | unstable | throttled | failed | timeout | unreachable."""
+
+    status: str
+    profile: str
+    threads: int
+    precision_executed: str = ""
+    provider: str = ""
+    load_ms: Optional[float] = None
+    first_ms: Optional[float] = None
+    samples: int = 0
+    processes: int = 0
+    latency_ms: Optional[Latency] = None
+    throughput_per_s: Optional[float] = None
+    memory_peak_bytes: Optional[int] = None
+    timer_overhead_us: Optional[float] = None
+    thermal: Thermal = field(default_factory=Thermal)
+    clocks: Dict[str, Any] = field(default_factory=dict)
+    power: Power = field(default_factory=Power)
+    energy_mj: Energy = field(default_factory=Energy)
+    warnings: List[Caution] = field(default_factory=list)
+    raw: Dict[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Who the model is: ``sha256`` of its weights, parameters, multiply-accumulates for one sample."""
+
+    name: str
+    task: str
+    sha256: str
+    parameters: Optional[int]
+    macs: Optional[int]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One row of the contract: everything known of one model x recipe x format x board."""
+
+    model: ModelFacts
+    recipe: str
+    steps: List[Step]
+    artifact: Artifact
+    accuracy: Optional[Accuracy]
+    parity: List[Rung]
+    board: Board
+    release: Optional[Release]
+    measurement: Optional[Measurement]
+    versions: Dict[str, Optional[str]]
+    id: str = ""
+    created: str = ""
+    schema: str = "edgepipe.report/1"
