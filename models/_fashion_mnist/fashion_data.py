@@ -32,6 +32,8 @@ STD = 0.3530
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 _UBYTE = 0x08
+_FIXED = 4
+"""Bytes of an idx header before the dimensions."""
 
 
 class Examples(NamedTuple):
@@ -52,13 +54,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     differs from what the header states; OSError if the file cannot be read.
     """
     raw = gzip.decompress(path.read_bytes())
-    if len(raw) < 4 or raw[:3] != bytes((0, 0, _UBYTE)):
+    if len(raw) < _FIXED or raw[:3] != bytes((0, 0, _UBYTE)):
         raise ValueError(f"{path}: not an idx file of unsigned bytes")
     dims = raw[3]
-    start = 4 + 4 * dims
+    start = _FIXED + 4 * dims
     if len(raw) < start:
         raise ValueError(f"{path}: truncated idx header")
-    shape = struct.unpack(f">{dims}I", raw[4:start])
+    shape = struct.unpack(f">{dims}I", raw[_FIXED:start])
     values = np.frombuffer(raw, dtype=np.uint8, offset=start)
     if values.size != int(np.prod(shape, dtype=np.int64)):
         raise ValueError(f"{path}: {values.size} elements do not fill shape {shape}")
@@ -115,13 +117,13 @@ def build_model(name: str, models: Path = MODELS_DIR) -> nn.Module:
     return network
 
 
-@torch.inference_mode()
 def accuracy(network: nn.Module, examples: Examples, batch: int = 500) -> float:
     """Return the top-1 accuracy, 0..1, on `examples`; leaves the network in eval mode."""
     network.eval()
     correct = 0
     for start in range(0, len(examples.labels), batch):
         inputs = normalise(torch.from_numpy(examples.images[start : start + batch].copy()))
-        predicted = network(inputs).argmax(dim=1).numpy()
+        with torch.inference_mode():
+            predicted = network(inputs).argmax(dim=1).numpy()
         correct += int((predicted == examples.labels[start : start + batch]).sum())
     return correct / len(examples.labels)

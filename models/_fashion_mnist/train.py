@@ -39,6 +39,8 @@ from torch import Tensor, nn
 BATCH = 128
 MAX_SHIFT = 2
 """Largest shift of a training image, in pixels, along either axis."""
+MIRRORED = 0.5
+"""Share of the training images that are mirrored left to right."""
 PEAK_RATE = 0.2
 WARM_UP = 0.2
 MOMENTUM = 0.9
@@ -77,14 +79,14 @@ def parse_options(arguments: list[str] | None = None) -> Options:
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Flip and shift each of the images uint8 [N,28,28] at random; the border is black.
 
-    Half of the images are mirrored left to right; shifts are uniform in -MAX_SHIFT..MAX_SHIFT.
+    A share MIRRORED is flipped left to right; shifts are uniform in -MAX_SHIFT..MAX_SHIFT.
     """
     count, height, width = images.shape
     padded = nn.functional.pad(images, (MAX_SHIFT,) * 4)
     shifts = torch.randint(0, 2 * MAX_SHIFT + 1, (2, count, 1), generator=generator)
     rows = torch.arange(height) + shifts[0]
     columns = torch.arange(width) + shifts[1]
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    mirrored = torch.rand(count, 1, generator=generator) < MIRRORED
     columns = torch.where(mirrored, columns.flip(1), columns)
     index = torch.arange(count)[:, None, None]
     return padded[index, rows[:, :, None], columns[:, None, :]]
@@ -109,7 +111,11 @@ def make_optimiser(network: nn.Module) -> torch.optim.SGD:
     spared = [p for p in network.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     return torch.optim.SGD(
-        groups, lr=PEAK_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
+        groups,
+        lr=PEAK_RATE,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        nesterov=True,
     )
 
 
@@ -162,7 +168,8 @@ def train(options: Options) -> nn.Module:
     kept, held_out = split_indices(part.labels)
     training, validation = part.take(kept), part.take(held_out)
     network = build_model(options.model)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    convert: Any = network.to  # whose stub lacks memory_format
+    convert(memory_format=torch.channels_last)
     optimiser = make_optimiser(network)
     steps = options.epochs * (len(kept) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

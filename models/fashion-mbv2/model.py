@@ -30,20 +30,27 @@ STAGES = (Stage(1, 16, 1, 1), Stage(4, 24, 2, 1), Stage(4, 32, 3, 2), Stage(4, 6
 
 
 def conv_bn(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
 ) -> nn.Sequential:
     """Return convolution and batch normalisation: [N,inputs,H,W] -> [N,outputs,H',W'].
 
     The padding is kernel // 2 on each side, so H' = ceil(H / stride) for odd kernels.
     """
-    conv = nn.Conv2d(
-        inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
-    )
+    pad = kernel // 2
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, pad, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
 def conv_bn_relu6(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
 ) -> nn.Sequential:
     """Return `conv_bn` followed by ReLU6; the shapes are those of `conv_bn`."""
     return nn.Sequential(*conv_bn(inputs, outputs, kernel, stride, groups), nn.ReLU6())

@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all the set-up on a bare machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint bench clean
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP) ## compress, export, prove, push, measure and report the default model on a loopback board
+	@scripts/demo $(BIN)/edgepipe
+
+test: $(STAMP) ## run the tests (a few minutes)
+	@scripts/ensure-sshd || true
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budgets
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vermin -q -t=3.8- --no-tips --violations edgepipe/agent edgepipe/schema.py edgepipe/codec.py edgepipe/errors.py
+	$(BIN)/python scripts/budgets.py
+
+bench: $(STAMP) ## print the speed figures, as ratios measured side by side
+	@scripts/ensure-sshd
+	$(BIN)/python -m tests.bench
+
+clean: ## remove what the build made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
