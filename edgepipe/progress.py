@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -20,13 +20,8 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Print one line that stays."""
 
-    def task(self, title: str, unit: str = "") -> _Context:
+    def task(self, title: str, unit: str = "") -> AbstractContextManager[Task]:
         """Open a task: ``with progress.task("push", "B") as task``; it ends with the block."""
-
-
-class _Context(Protocol):
-    def __enter__(self) -> Task: ...
-    def __exit__(self, *error: object) -> bool | None: ...
 
 
 class Silent:

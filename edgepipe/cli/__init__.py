@@ -34,7 +34,9 @@ def main() -> None:
         if debug:
             raise
         unexpected = EdgepipeError(
-            f"unexpected {type(error).__name__}: {error}", "edgepipe", "run again with --debug and report what it prints"
+            f"unexpected {type(error).__name__}: {error}",
+            "edgepipe",
+            "run again with --debug and report what it prints",
         )
         show(unexpected, as_json="--json" in arguments)
         code = 1
@@ -46,15 +48,16 @@ def _interrupt(_number: int, _frame: types.FrameType | None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    from typer import _click as click
+    import typer
+    from typer.exceptions import TyperException
 
     from edgepipe.cli.app import app
 
     try:
         result = app(arguments, standalone_mode=False, prog_name="edgepipe")
-    except click.exceptions.Abort:
+    except typer.Abort:
         raise KeyboardInterrupt from None
-    except click.exceptions.ClickException as error:
+    except TyperException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "edgepipe"
         raise UsageError(error.format_message(), where, f"{where} --help") from None

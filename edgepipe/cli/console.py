@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -63,9 +64,10 @@ class _Live:
     def task(self, title: str, unit: str = "") -> Iterator[Task]:
         number = self._bars.add_task(title, total=None, amount="", text="")
         task = _Bar(self._bars, number, unit)
+        started = time.monotonic()
         try:
             yield task
-            self._bars.console.print(f"{title}  {task.amount}".rstrip(), markup=False, style="dim")
+            self._bars.console.print(_ended(title, task.amount, unit, started), markup=False, style="dim")
         finally:
             self._bars.remove_task(number)
 
@@ -89,8 +91,9 @@ class _Lines:
     @contextmanager
     def task(self, title: str, unit: str = "") -> Iterator[Task]:
         line = _Line(unit)
+        started = time.monotonic()
         yield line
-        self.note(f"{title}  {line.amount}".rstrip())
+        self.note(_ended(title, line.amount, unit, started))
 
 
 class _Line:
@@ -100,6 +103,11 @@ class _Line:
 
     def update(self, done: float, total: float | None = None, text: str = "") -> None:  # noqa: ARG002
         self.amount = amount(done, total, self._unit)
+
+
+def _ended(title: str, done: str, unit: str, started: float) -> str:
+    """The line a finished task leaves: how much it did, or how long it took where that is its measure."""
+    return f"{title}  {done if unit != 's' and done else f'{time.monotonic() - started:.1f} s'}"
 
 
 def amount(done: float, total: float | None, unit: str) -> str:
@@ -121,3 +129,19 @@ def size(count: float | None) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def stdout() -> rich.console.Console:
+    """A rich console on stdout, for what was asked for rather than told along the way."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140, no_color=not sys.stdout.isatty())
+
+
+def inline(value: Any) -> str:
+    """A value of a record on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {inline(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(inline(item) for item in value)
+    return str(value)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgepipe import codec
-from edgepipe.errors import UsageError
+from edgepipe.errors import EdgepipeError, UsageError
 
 
 def complete_target(incomplete: str) -> list[str]:
@@ -26,10 +26,19 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in model.listing() if name.startswith(incomplete)]
 
 
-Model = Annotated[str, typer.Argument(help="A name under models/, a path, or package.module:function.", autocompletion=complete_model)]
-Target = Annotated[str, typer.Option("--target", "-t", help="A name under targets/, e.g. loopback, local, rpi4.", autocompletion=complete_target)]
+Model = Annotated[
+    str, typer.Argument(help="A name under models/, a path, or package.module:function.", autocompletion=complete_model)
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target", "-t", help="A name under targets/, e.g. loopback, local, rpi4.", autocompletion=complete_target
+    ),
+]
 Host = Annotated[str, typer.Option("--host", help="Where the board is: [user@]name[:port].")]
-Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Steps joined by +, e.g. int8; none is the baseline; or a TOML file.")]
+Recipe = Annotated[
+    str, typer.Option("--recipe", "-r", help="Steps joined by +, e.g. int8; none is the baseline; or a TOML file.")
+]
 Formats = Annotated[str, typer.Option("--to", help="Formats, comma separated: onnx, tflite, openvino.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder to write to.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -37,11 +46,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, tables 
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one inference.")]
 Profile = Annotated[str, typer.Option("--profile", help="How long to measure: quick, standard or mlperf.")]
-MaxDrop = Annotated[str, typer.Option("--max-drop", help="Largest loss of the task's metric, e.g. 1%. Exit 6 beyond it.")]
+MaxDrop = Annotated[
+    str, typer.Option("--max-drop", help="Largest loss of the task's metric, e.g. 1%. Exit 6 beyond it.")
+]
 Opset = Annotated[int, typer.Option("--opset", help="Highest ONNX opset; 0 is what the target's runtime can load.")]
 Dynamic = Annotated[bool, typer.Option("--dynamic", help="Leave the batch dimension open (ONNX, OpenVINO).")]
-Samples = Annotated[str, typer.Option("--eval", help="Evaluation set: shipped, full, or auto (full where it is installed).")]
-InputShape = Annotated[str, typer.Option("--input-shape", help="Without the batch, e.g. 3,224,224; for models that don't say.")]
+Samples = Annotated[
+    str, typer.Option("--eval", help="Evaluation set: shipped, full, or auto (full where it is installed).")
+]
+InputShape = Annotated[
+    str, typer.Option("--input-shape", help="Without the batch, e.g. 3,224,224; for models that don't say.")
+]
 
 
 def emit(document: Any) -> None:
@@ -79,3 +94,49 @@ def shape(text: str) -> list[int] | None:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"not a shape: {text}", "--input-shape", "write whole numbers, e.g. --input-shape 3,224,224")
     return [int(part) for part in parts]
+
+
+def names(text: str, flag: str) -> tuple[str, ...]:
+    """Read ``a,b`` as names without repeats, in order.
+
+    Raises:
+        UsageError: nothing is named.
+    """
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise UsageError("nothing is named", flag, f"name at least one, e.g. {flag} onnx")
+    return found
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A dataclass as a dict, for a document that adds keys of its own."""
+    found = codec.to_dict(value)
+    assert isinstance(found, dict)
+    return found
+
+
+def finish(error: EdgepipeError | None, *, document_printed: bool) -> None:
+    """End a verb whose reports are shown: with an error, its three lines and its exit code.
+
+    Raises:
+        typer.Exit: with the exit code of the error.
+    """
+    if error is None:
+        return
+    from edgepipe.cli import show
+
+    show(error, as_json=False) if document_printed else show(error)
+    raise typer.Exit(error.exit_code)
+
+
+def show_plan(plan: dict[str, Any], as_json: bool) -> None:
+    """Show what a dry run found: one document, or a few lines."""
+    if as_json:
+        emit(plan)
+        return
+    runs = ", ".join(f"{name} on {runtime}" for name, runtime in zip(plan["formats"], plan["runtimes"], strict=True))
+    typer.echo(f"model    {plan['model']['name']}, {plan['model']['parameters'] or '?'} parameters")
+    typer.echo(f"recipe   {plan['recipe']}, as {runs}")
+    typer.echo(f"target   {plan['target']}")
+    typer.echo(f"measure  {plan['profile']['profile']}: at least {plan['least_measuring_seconds']:g} s in all")
+    typer.echo(f"stages   {' -> '.join(plan['stages'])}")

@@ -1,0 +1,135 @@
+"""ONNX Runtime on the CPU: https://onnxruntime.ai/docs/api/python/api_summary.html."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Callable, Dict, List, Tuple
+
+from edgepipe.agent.precision import describe
+from edgepipe.schema import Artifact, RunOptions
+
+FORMATS: Tuple[str, ...] = ("onnx",)
+PACKAGES: Tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu")
+
+_PROVIDERS = ["CPUExecutionProvider"]
+# Conversions between precisions are no part of the model's arithmetic.
+_CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"}
+_INTEGER_OPS = ("QLinear", "QGemm", "QAttention", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulIntegerTo")
+_BLOCK_OPS = {"MatMulNBits", "GatherBlockQuantized"}
+_NAMES = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "double": "float64"}
+
+
+def requirements(python: Tuple[int, int], machine: str) -> List[str]:
+    """Pins of the newest wheel for a Python and machine; empty where there is none (32-bit)."""
+    if machine not in ("x86_64", "aarch64") or python < (3, 8):
+        return []
+    if python < (3, 10):
+        return ["onnxruntime==1.19.2"]
+    return ["onnxruntime==1.23.2" if python < (3, 11) else "onnxruntime==1.31.1"]
+
+
+def version() -> str:
+    """The version of the package; imports it."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+class OnnxSession:
+    """A model in an InferenceSession."""
+
+    def __init__(self, path: str, options: RunOptions, artifact: Artifact) -> None:
+        import onnxruntime
+
+        self._path, self._options = path, options
+        self._session = onnxruntime.InferenceSession(path, _options(options), providers=_PROVIDERS)
+        inputs = [tensor.name for tensor in self._session.get_inputs()]
+        outputs = [tensor.name for tensor in self._session.get_outputs()]
+        self._inputs = _ordered([spec.name for spec in artifact.inputs], inputs)
+        self._outputs = _ordered([spec.name for spec in artifact.outputs], outputs)
+        self._feeds: Dict[str, Any] = {}
+
+    def run(self, feeds: List[Any]) -> List[Any]:
+        """One inference."""
+        self._feeds = dict(zip(self._inputs, feeds))
+        return list(self._session.run(self._outputs, self._feeds))
+
+    def prepare(self, feeds: List[Any]) -> Callable[[], object]:
+        """One inference with inputs bound once, so that no copy is timed."""
+        import onnxruntime
+
+        self._feeds = dict(zip(self._inputs, feeds))
+        binding = self._session.io_binding()
+        for name, feed in self._feeds.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(feed))
+        for name in self._outputs:
+            binding.bind_output(name)
+        run = self._session.run_with_iobinding
+        return lambda: run(binding)
+
+    def executed(self) -> Dict[str, str]:
+        """Precision and provider of each kernel, from the profile of one run in a session of its own."""
+        import onnxruntime
+
+        if not self._feeds:
+            return {"precision": "unknown", "provider": ",".join(self._session.get_providers())}
+        options = _options(self._options)
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.abspath("profile")
+        session = onnxruntime.InferenceSession(self._path, options, providers=_PROVIDERS)
+        session.run(self._outputs, self._feeds)
+        with open(session.end_profiling(), encoding="utf-8") as file:
+            events = json.load(file)
+        kernels = [
+            event["args"]
+            for event in events
+            if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time")
+        ]
+        counts: Dict[str, int] = {}
+        for kernel in kernels:
+            name = _precision(kernel)
+            counts[name] = counts.get(name, 0) + (name != "")
+        providers = sorted({str(kernel.get("provider")) for kernel in kernels})
+        return {"precision": describe(counts), "provider": ",".join(providers) or _PROVIDERS[0]}
+
+    def close(self) -> None:
+        """Drop the session."""
+        del self._session
+
+
+def load(path: str, options: RunOptions, artifact: Artifact) -> OnnxSession:
+    """Open a file. Raises the package's own exceptions if it can't."""
+    return OnnxSession(path, options, artifact)
+
+
+def _options(options: RunOptions) -> Any:
+    import onnxruntime
+
+    found = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel
+    found.graph_optimization_level = level.ORT_ENABLE_ALL if options.optimize else level.ORT_DISABLE_ALL
+    found.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    found.intra_op_num_threads, found.inter_op_num_threads = options.threads, 1
+    found.log_severity_level = 3
+    return found
+
+
+def _ordered(wanted: List[str], found: List[str]) -> List[str]:
+    """The artifact's order where it names the file's tensors, else the file's own."""
+    return wanted if wanted and set(wanted) <= set(found) else found
+
+
+def _precision(kernel: Dict[str, Any]) -> str:
+    """The precision a kernel works in, by its name and the types of its tensors; empty if it only converts."""
+    name = str(kernel.get("op_name", ""))
+    types = [
+        kind for shape in kernel.get("input_type_shape", []) + kernel.get("output_type_shape", []) for kind in shape
+    ]
+    if name in _CONVERSIONS or not types:
+        return ""
+    if name in _BLOCK_OPS:
+        return "float32 with n-bit weights"
+    if name.startswith(_INTEGER_OPS) or types[0] in ("int8", "uint8"):
+        return "int8"
+    return next((_NAMES[kind] for kind in types if kind in _NAMES), "")

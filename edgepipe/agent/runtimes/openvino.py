@@ -1,0 +1,131 @@
+"""OpenVINO's CPU plug-in: https://docs.openvino.ai."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Tuple
+
+from edgepipe.agent.precision import describe
+from edgepipe.schema import Artifact, RunOptions
+
+FORMATS: Tuple[str, ...] = ("openvino",)
+PACKAGES: Tuple[str, ...] = ("openvino",)
+
+_DEVICE = "CPU"
+_NAMES = {
+    "u8": "int8",
+    "i8": "int8",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "u4": "int4",
+    "i4": "int4",
+}
+# Nodes that hold, move or convert data, by the plug-in's own names of layer types.
+_NO_ARITHMETIC = {
+    "Input",
+    "Output",
+    "Constant",
+    "Const",
+    "Reorder",
+    "Convert",
+    "Parameter",
+    "Result",
+    "Reshape",
+    "FakeQuantize",
+}
+
+
+def requirements(python: Tuple[int, int], machine: str) -> List[str]:
+    """Pins of the newest wheel for a Python and machine; empty where there is none (32-bit)."""
+    if machine not in ("x86_64", "aarch64") or python < (3, 8):
+        return []
+    if python < (3, 9):
+        return ["openvino==2024.4.0"]
+    return ["openvino==2025.3.0" if python < (3, 10) else "openvino==2026.4.1"]
+
+
+def version() -> str:
+    """The version of the package; imports it."""
+    import openvino
+
+    return str(openvino.__version__).split("-")[0]
+
+
+class OpenvinoSession:
+    """A model compiled for the CPU, with one request."""
+
+    def __init__(self, path: str, options: RunOptions, artifact: Artifact) -> None:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        free = [
+            node for node in model.inputs if node.partial_shape.rank.get_length() and node.partial_shape[0].is_dynamic
+        ]
+        if free:
+            shapes = {node: openvino.PartialShape([options.batch, *list(node.partial_shape)[1:]]) for node in free}
+            model.reshape(shapes)
+        self._compiled = core.compile_model(model, _DEVICE, _properties(options))
+        self._request = self._compiled.create_infer_request()
+        self._inputs = _ordered([spec.name for spec in artifact.inputs], self._compiled.inputs)
+        self._outputs = _ordered([spec.name for spec in artifact.outputs], self._compiled.outputs)
+
+    def _set(self, feeds: List[Any]) -> None:
+        import openvino
+
+        for index, feed in zip(self._inputs, feeds):
+            self._request.set_input_tensor(index, openvino.Tensor(feed))
+
+    def run(self, feeds: List[Any]) -> List[Any]:
+        """One inference."""
+        self.prepare(feeds)()
+        return [self._request.get_output_tensor(index).data.copy() for index in self._outputs]
+
+    def prepare(self, feeds: List[Any]) -> Callable[[], object]:
+        """One inference on inputs set once; outputs stay where they are, uncopied."""
+        self._set(feeds)
+        infer = self._request.infer
+        return lambda: infer(share_outputs=True)
+
+    def executed(self) -> Dict[str, str]:
+        """Precision of each node of the compiled graph, as the plug-in itself notes it."""
+        counts: Dict[str, int] = {}
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            facts = node.get_rt_info()
+            if str(_fact(facts, "layerType")) in _NO_ARITHMETIC:
+                continue
+            name = _NAMES.get(str(_fact(facts, "runtimePrecision")).lower(), "")
+            counts[name] = counts.get(name, 0) + (name != "")
+        return {"precision": describe(counts), "provider": _DEVICE}
+
+    def close(self) -> None:
+        """Drop the compiled model."""
+        del self._request, self._compiled
+
+
+def load(path: str, options: RunOptions, artifact: Artifact) -> OpenvinoSession:
+    """Open a file. Raises the package's RuntimeError if it can't."""
+    return OpenvinoSession(path, options, artifact)
+
+
+def _properties(options: RunOptions) -> Dict[str, Any]:
+    """One stream, tuned for latency. Without optimisation, arithmetic stays in float32 where the file says so."""
+    found: Dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": options.threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if not options.optimize:
+        found["INFERENCE_PRECISION_HINT"] = "f32"
+    return found
+
+
+def _ordered(wanted: List[str], nodes: List[Any]) -> List[int]:
+    """Indices of nodes in the artifact's order, by any of their names; else in the file's own."""
+    found = [index for name in wanted for index, node in enumerate(nodes) if name in node.get_names()]
+    return found if len(found) == len(wanted) else list(range(len(nodes)))
+
+
+def _fact(facts: Any, key: str) -> Any:
+    """One entry of a node's runtime information, or an empty text."""
+    return facts[key].value if key in facts else ""

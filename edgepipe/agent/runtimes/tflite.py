@@ -1,0 +1,184 @@
+"""TensorFlow Lite files, by LiteRT or one of its forerunners: https://ai.google.dev/edge/litert."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Callable, Dict, List, Tuple
+
+from edgepipe.agent.precision import describe
+from edgepipe.schema import Artifact, RunOptions
+
+FORMATS: Tuple[str, ...] = ("tflite",)
+PACKAGES: Tuple[str, ...] = ("ai-edge-litert", "tflite-runtime", "tensorflow")
+
+_MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
+_CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
+_QUANTISED = {"int4", "int8", "uint8", "int16"}
+
+
+def requirements(python: Tuple[int, int], machine: str) -> List[str]:
+    """Pins of the newest wheel for a Python and machine; empty where there is none."""
+    if python >= (3, 9) and machine in ("x86_64", "aarch64"):
+        return ["ai-edge-litert==2.1.0" if python < (3, 10) else "ai-edge-litert==2.3.0"]
+    if (3, 8) <= python <= (3, 11) and machine in ("x86_64", "aarch64", "armv7l"):
+        # It was built for numpy 1: with numpy 2 it imports, and fails later.
+        return ["tflite-runtime==2.14.0", "numpy<2"]
+    return []
+
+
+def _module() -> Any:
+    """The interpreter module of the first package that is installed.
+
+    Raises:
+        ImportError: none is.
+    """
+    for name in _MODULES:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not name.startswith(str(error.name)):
+                raise
+    raise ImportError(f"none of {', '.join(PACKAGES)} is installed")
+
+
+def version() -> str:
+    """The version of the package; imports it."""
+    from importlib import metadata
+
+    package = PACKAGES[_MODULES.index(_module().__name__)]
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class TfliteSession:
+    """A model in an interpreter. Integer inputs and outputs with a scale are quantised and dequantised here."""
+
+    def __init__(self, path: str, options: RunOptions, artifact: Artifact) -> None:
+        module = _module()
+        self._optimize = options.optimize
+        more: Dict[str, Any] = {}
+        if not options.optimize:
+            more["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_REF
+        self._interpreter = module.Interpreter(model_path=path, num_threads=options.threads, **more)
+        self._names = _names(self._interpreter)
+        self._wanted = [[spec.name for spec in specs] for specs in (artifact.inputs, artifact.outputs)]
+        self._resize(options.batch)
+        self._allocate()
+
+    def _resize(self, batch: int) -> None:
+        """Give inputs with a free batch the batch asked for."""
+        for detail in self._interpreter.get_input_details():
+            signature = [int(size) for size in detail.get("shape_signature", detail["shape"])]
+            if signature and signature[0] == -1:
+                shape = [batch, *(int(size) for size in detail["shape"][1:])]
+                self._interpreter.resize_tensor_input(detail["index"], shape)
+
+    def _allocate(self) -> None:
+        self._interpreter.allocate_tensors()
+        details = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        self._inputs, self._outputs = (
+            _ordered(wanted, found, self._names) for wanted, found in zip(self._wanted, details)
+        )
+
+    def _set(self, feeds: List[Any]) -> None:
+        shapes = [tuple(int(size) for size in detail["shape"]) for detail in self._inputs]
+        if any(feed.shape != shape for feed, shape in zip(feeds, shapes)):
+            for detail, feed in zip(self._inputs, feeds):
+                self._interpreter.resize_tensor_input(detail["index"], list(feed.shape))
+            self._allocate()
+        for detail, feed in zip(self._inputs, feeds):
+            self._interpreter.set_tensor(detail["index"], _quantised(feed, detail))
+
+    def run(self, feeds: List[Any]) -> List[Any]:
+        """One inference."""
+        self._set(feeds)
+        self._interpreter.invoke()
+        return [_dequantised(self._interpreter.get_tensor(detail["index"]), detail) for detail in self._outputs]
+
+    def prepare(self, feeds: List[Any]) -> Callable[[], object]:
+        """One inference on inputs set once."""
+        self._set(feeds)
+        invoke: Callable[[], object] = self._interpreter.invoke
+        return invoke
+
+    def executed(self) -> Dict[str, str]:
+        """Precision by the tensors each operator reads and writes; whether the XNNPACK delegate took part."""
+        try:
+            operators = self._interpreter._get_ops_details()
+            kinds = {one["index"]: one["dtype"].__name__ for one in self._interpreter.get_tensor_details()}
+        except (AttributeError, ValueError, RuntimeError):
+            return {"precision": "unknown", "provider": "unknown"}
+        counts: Dict[str, int] = {}
+        for operator in operators:
+            name = _precision(operator, kinds)
+            counts[name] = counts.get(name, 0) + (name != "")
+        delegates = sum(operator["op_name"] == "DELEGATE" for operator in operators)
+        own = "built-in kernels" if self._optimize else "reference kernels"
+        provider = f"XNNPACK ({delegates} partition{'s' * (delegates > 1)})" if delegates else own
+        return {"precision": describe(counts), "provider": provider}
+
+    def close(self) -> None:
+        """Drop the interpreter."""
+        del self._interpreter
+
+
+def load(path: str, options: RunOptions, artifact: Artifact) -> TfliteSession:
+    """Open a file. Raises the package's own exceptions (ValueError, RuntimeError) if it can't."""
+    return TfliteSession(path, options, artifact)
+
+
+def _names(interpreter: Any) -> Dict[str, str]:
+    """Names of the one signature -> names of tensors, as far as a runner tells; the old packages have no such thing."""
+    try:
+        signatures = interpreter.get_signature_list()
+        if len(signatures) != 1:
+            return {}
+        runner = interpreter.get_signature_runner(next(iter(signatures)))
+        details = dict(runner.get_input_details(), **runner.get_output_details())
+        return {name: detail["name"] for name, detail in details.items()}
+    except (AttributeError, ValueError, RuntimeError):
+        return {}
+
+
+def _ordered(wanted: List[str], found: List[Dict[str, Any]], names: Dict[str, str]) -> List[Dict[str, Any]]:
+    """Tensors in the artifact's order, by tensor or signature name; in the file's own where it has other names."""
+    by_name = {detail["name"]: detail for detail in found}
+    tensors = [name if name in by_name else names.get(name, "") for name in wanted]
+    return [by_name[name] for name in tensors] if tensors and set(tensors) <= set(by_name) else found
+
+
+def _quantised(feed: Any, detail: Dict[str, Any]) -> Any:
+    """Floats as the integers an integer input wants: round(x / scale) + zero point, clipped."""
+    import numpy as np
+
+    scale, zero = detail["quantization"]
+    dtype = np.dtype(detail["dtype"])
+    if dtype.kind not in "iu" or feed.dtype.kind != "f" or not scale:
+        return feed.astype(dtype, copy=False)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(feed / scale) + zero, limits.min, limits.max).astype(dtype)
+
+
+def _dequantised(output: Any, detail: Dict[str, Any]) -> Any:
+    """Integers with a scale as the float32 they stand for."""
+    import numpy as np
+
+    scale, zero = detail["quantization"]
+    if output.dtype.kind not in "iu" or not scale:
+        return output
+    return ((output.astype(np.float32) - zero) * np.float32(scale)).astype(np.float32)
+
+
+def _precision(operator: Dict[str, Any], kinds: Dict[int, str]) -> str:
+    """The precision an operator works in; empty for delegates, conversions and integer bookkeeping."""
+    if operator["op_name"] == "DELEGATE" or operator["op_name"] in _CONVERSIONS:
+        return ""
+    read = {kinds.get(int(index), "") for index in operator["inputs"]}
+    written = {kinds.get(int(index), "") for index in operator["outputs"]}
+    if written & _QUANTISED:
+        return sorted(written & _QUANTISED)[0]
+    if "float32" in written:
+        return "float32 with integer weights" if read & _QUANTISED else "float32"
+    return ""

@@ -1,0 +1,258 @@
+"""The verbs of the agent: what each is asked, in a frozen dataclass, and what it does; see docs/agent-protocol.md."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+
+from edgepipe.agent import lock, probe, sites
+from edgepipe.agent.jobs import Jobs
+from edgepipe.agent.releases import Releases
+from edgepipe.agent.store import Store
+from edgepipe.agent.text import clean
+from edgepipe.codec import to_dict
+from edgepipe.errors import EdgepipeError, UsageError
+from edgepipe.schema import FileRef, Manifest, Plan, Release, RunOptions
+
+PROTOCOL = 1
+_SELFTEST_SECONDS = 120.0
+
+
+@dataclass
+class Session:
+    """What the verbs of one connection share.
+
+    ``agent`` is the sha256 of the zipapp, or empty. ``payload`` is the raw bytes of the request being served.
+    """
+
+    store: Store
+    jobs: Jobs
+    agent: str = ""
+    owner: str = "unknown"
+    sysfs_root: str = "/"
+    payload: Iterator[bytes] = field(default_factory=lambda: iter(()))
+
+    def __post_init__(self) -> None:
+        self.releases = Releases(self.store)
+
+
+class Answer(NamedTuple):
+    """The result of a verb, and the path of a file whose bytes follow it, or None."""
+
+    result: Any
+    file: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No arguments."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who asks: user@host, shown to others while the lock is held."""
+
+    owner: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """Blobs whose presence is asked for."""
+
+    blobs: List[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Put:
+    """A piece of a blob of ``size`` bytes; the payload starts at ``offset``."""
+
+    sha256: str
+    size: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Get:
+    """A blob or spooled file."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Samples (blob of an .npz) to run through a release."""
+
+    manifest: Manifest
+    inputs: str
+    threads: int = 1
+    optimize: bool = True
+    deadline_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class Activate:
+    """The release to make current."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to measure: a manifest, or a release on the board (the current one if neither is given)."""
+
+    plan: Plan
+    options: RunOptions
+    manifest: Optional[Manifest] = None
+    release: Optional[str] = None
+    inputs: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Whether results not yet fetched are kept."""
+
+    keep_spool: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """A runtime's packages: files by relative path, each a blob. ``note`` says what they are."""
+
+    runtime: str
+    files: List[FileRef]
+    note: str = ""
+
+
+def hello(session: Session, args: Hello) -> Answer:
+    """Facts of the board; quick, since no runtime is imported."""
+    session.owner = clean(args.owner, 128) or "unknown"
+    links = session.releases.links()
+    found = {name: sites.path(session.store, name) for name in session.store.listing("sites")}
+    board = probe.board({name: path for name, path in found.items() if path}, session.sysfs_root)
+    return Answer(
+        {
+            "protocol": PROTOCOL,
+            "agent": session.agent,
+            "root": session.store.root,
+            "board": to_dict(board),
+            "free_bytes": session.store.free_bytes(),
+            "current": links.current,
+            "previous": links.previous,
+        }
+    )
+
+
+def status(session: Session, args: Status) -> Answer:
+    """What is active, what is here, who holds the board."""
+    links = session.releases.links()
+    return Answer(
+        {
+            "current": links.current,
+            "previous": links.previous,
+            "activated_at": session.releases.activated_at(),
+            "releases": session.releases.all(),
+            "free_bytes": session.store.free_bytes(),
+            "used_bytes": session.store.used_bytes(),
+            "lock": lock.holder(session.store.path("lock")),
+            "have": {sha: session.store.have(sha) for sha in args.blobs},
+        }
+    )
+
+
+def put(session: Session, args: Put) -> Answer:
+    """Append a piece of a blob."""
+    have, complete = session.store.put(args.sha256, args.size, args.offset, session.payload)
+    return Answer({"have": have, "complete": complete})
+
+
+def get(session: Session, args: Get) -> Answer:
+    """Send a blob or a spooled file."""
+    return Answer({}, session.store.fetch(args.sha256))
+
+
+def verify(session: Session, args: Verify) -> Answer:
+    """Run samples on the board."""
+    session.releases.stage(args.manifest)
+    options = RunOptions(threads=args.threads, optimize=args.optimize)
+    return Answer(session.jobs.infer(args.manifest, args.inputs, options, args.deadline_seconds))
+
+
+def activate(session: Session, args: Activate) -> Answer:
+    """Stage, hash, self-test, then move the links. What fails leaves the old release active."""
+    began = time.monotonic()
+    name = args.manifest.id
+    session.releases.verify(args.manifest)
+    session.releases.stage(args.manifest)
+    changed = name != session.releases.links().current
+    if changed:
+        try:
+            if args.manifest.selftest:
+                session.jobs.selftest(args.manifest, _SELFTEST_SECONDS)
+        except EdgepipeError:
+            session.releases.discard(name)
+            raise
+        session.releases.activate(name)
+    return _release(session, changed, began)
+
+
+def rollback(session: Session, _args: Nothing) -> Answer:
+    """Go back to the previous release."""
+    began = time.monotonic()
+    session.releases.rollback()
+    return _release(session, True, began)
+
+
+def _release(session: Session, changed: bool, began: float) -> Answer:
+    links = session.releases.links()
+    release = Release(
+        id=links.current or "",
+        previous=links.previous,
+        activated_at=session.releases.activated_at(),
+        seconds=round(time.monotonic() - began, 6),
+        changed=changed,
+    )
+    return Answer(to_dict(release))
+
+
+def bench(session: Session, args: Bench) -> Answer:
+    """Measure a release. Given as a manifest it is staged, and the active one stays what it is."""
+    if args.manifest and args.release:
+        raise UsageError("both a manifest and a release to measure", "bench", "give one of them")
+    manifest = args.manifest or session.releases.read(args.release)
+    session.releases.stage(manifest)
+    return Answer(to_dict(session.jobs.bench(manifest, args.plan, args.options, args.inputs)))
+
+
+def collect(session: Session, args: Collect) -> Answer:
+    """Free what no link needs."""
+    freed, removed, blobs = session.releases.gc(args.keep_spool)
+    return Answer({"freed_bytes": freed, "releases": removed, "blobs": blobs})
+
+
+def site(session: Session, args: Site) -> Answer:
+    """Put a runtime's packages in place."""
+    size = sites.install(session.store, args.runtime, args.files, args.note)
+    return Answer({"files": len(args.files), "bytes": size})
+
+
+class Verb(NamedTuple):
+    """The type of a verb's arguments, its function, and whether it needs the board for itself."""
+
+    args: type
+    call: Callable[[Session, Any], Answer]
+    locks: bool
+
+
+VERBS: Dict[str, Verb] = {
+    "hello": Verb(Hello, hello, False),
+    "status": Verb(Status, status, False),
+    "put": Verb(Put, put, False),
+    "get": Verb(Get, get, False),
+    "verify": Verb(Verify, verify, True),
+    "activate": Verb(Activate, activate, True),
+    "bench": Verb(Bench, bench, True),
+    "rollback": Verb(Nothing, rollback, True),
+    "gc": Verb(Collect, collect, True),
+    "site": Verb(Site, site, True),
+}

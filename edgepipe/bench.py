@@ -1,0 +1,182 @@
+"""Measure one artifact on one board: push what is missing, let the agent time it, conclude."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepipe import measurement, paths, plugins
+from edgepipe.agent.runtimes import runtime_for
+from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, GateError, LinkError, UsageError
+from edgepipe.schema import Artifact, Board, Manifest, Measurement, Plan, RunOptions
+
+if TYPE_CHECKING:
+    from edgepipe.board import BoardClient, Source
+    from edgepipe.data import Dataset
+    from edgepipe.progress import Progress
+
+# Lengths follow the least sample counts of MLPerf's early stopping (confidence 0.99): 130 for p95, 662 for p99.
+PROFILES = {
+    "quick": Plan("quick", min_seconds=10.0, min_samples=130, deadline_seconds=600.0),
+    "standard": Plan("standard", processes=5, min_seconds=60.0, min_samples=662, deadline_seconds=1800.0),
+    "mlperf": Plan("mlperf", processes=1, min_seconds=600.0, min_samples=1024, deadline_seconds=3600.0),
+}
+
+
+def plan(profile: str) -> Plan:
+    """The plan of a profile.
+
+    Raises:
+        UsageError: no such profile.
+    """
+    if profile not in PROFILES:
+        raise plugins.unknown("profile", profile, list(PROFILES))
+    return PROFILES[profile]
+
+
+def manifest_of(artifact: Artifact) -> Manifest:
+    """The release a board gets for this artifact. It names the files, never a path of the host."""
+    flat = replace(artifact, path=Path(artifact.path).name)
+    name = f"{artifact.model or 'model'}-{artifact.format}"[:64]
+    return Manifest(name=name, artifact=flat, runtime=runtime_for(artifact.format))
+
+
+def files_of(artifact: Artifact) -> list[Source]:
+    """The artifact's files on the host, with their hashes."""
+    folder = Path(artifact.path).parent
+    return [(folder / file.name, file) for file in artifact.files]
+
+
+def samples_blob(dataset: Dataset) -> tuple[bytes, str]:
+    """The raw inputs of a data set as one npz blob, and its sha256: equal data gives equal bytes."""
+    import numpy as np
+
+    packed = io.BytesIO()
+    np.savez_compressed(packed, inputs=dataset.inputs)
+    return packed.getvalue(), hashlib.sha256(packed.getvalue()).hexdigest()
+
+
+def measure(
+    client: BoardClient, manifest: Manifest, how: Plan, options: RunOptions, inputs: str | None, progress: Progress
+) -> Measurement:
+    """Time a pushed release on the board, active or not.
+
+    A fault of the runtime is a result: it comes back as a failed measurement with its reason.
+
+    Raises:
+        LinkError, BusyError: nothing was measured, and the board may be asked again.
+    """
+    title = f"measure {manifest.name} ({how.profile}, {options.threads} threads)".replace("1 threads", "1 thread")
+    try:
+        with progress.task(title, "s") as task:
+            raw = client.bench(manifest, how, options, inputs, task.update)
+    except LinkError:
+        raise
+    except DeadlineError as error:
+        return measurement.failed("timeout", error.what, how, options)
+    except BoardError as error:
+        return measurement.failed("failed", f"{error.what} ({error.where})", how, options)
+    return replace(
+        measurement.conclude(raw, how, options),
+        raw=measurement.keep_raw(paths.data_home() / "raw", raw),
+    )
+
+
+def check_runtimes(board: Board, formats: list[str], target: str) -> None:
+    """Make sure the board can run every format before any work is done.
+
+    Raises:
+        BoardError: a runtime is missing; says how to install it.
+    """
+    have = {runtime.name: runtime for runtime in board.runtimes}
+    for format_name in formats:
+        name = runtime_for(format_name)
+        runtime = have.get(name)
+        if runtime is None or runtime.version is None:
+            reason = f" ({runtime.reason})" if runtime and runtime.reason else ""
+            raise BoardError(
+                f"the board has no {name} to run {format_name} with{reason}",
+                f"target {target}",
+                f"edgepipe provision --target {target} --runtime {name}",
+            )
+
+
+def describe(board: Board, target: str, runtime: str) -> Board:
+    """The board's facts as one report shows them: with the runtime used and the target's name."""
+    version = next((r.version for r in board.runtimes if r.name == runtime), None) or ""
+    return replace(board, name=board.hostname or target, target=target, runtime=runtime, runtime_version=version)
+
+
+@dataclass(frozen=True)
+class LatencyGate:
+    """A limit such as ``p90=30ms``."""
+
+    percentile: str
+    limit_ms: float
+
+    def check(self, result: Measurement, where: str) -> None:
+        """Hold a measurement against the limit: the upper bound of the interval must lie below it.
+
+        Raises:
+            GateError: it is slower, or it could not be measured.
+        """
+        bound = getattr(result.latency_ms, self.percentile, None)
+        if bound is None or bound.value is None:
+            reason = (bound.reason if bound else "") or result.reason or "it was not measured"
+            raise GateError(f"{self.percentile} is not known: {reason}", where, "measure longer: --profile standard")
+        worst = bound.high if bound.high is not None else bound.value
+        if worst > self.limit_ms:
+            what = (
+                f"{self.percentile} is {bound.value:.3g} ms (up to {worst:.3g}), over the {self.limit_ms:g} ms allowed"
+            )
+            raise GateError(what, where, "a faster recipe or format, more --threads, or a larger --max-latency")
+
+
+def latency_gate(text: str) -> LatencyGate | None:
+    """Read ``p90=30ms``; an empty text is no gate.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    if not text:
+        return None
+    percentile, _, limit = text.partition("=")
+    number = limit.removesuffix("ms").strip()
+    if percentile not in {"p50", "p90", "p95", "p99"} or not number.replace(".", "", 1).isdigit():
+        raise UsageError(f"not a latency limit: {text}", "--max-latency", "write it as --max-latency p90=30ms")
+    return LatencyGate(percentile, float(number))
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of edgepipe, Python and the libraries a figure depends on; null where one is not installed."""
+    import platform
+    from importlib import metadata
+
+    from edgepipe import __version__
+
+    names = {
+        "torch": "torch", "onnx": "onnx", "onnxruntime": "onnxruntime", "tflite": "ai-edge-litert",
+        "openvino": "openvino", "nncf": "nncf", "litert_torch": "litert-torch",
+        "ai_edge_quantizer": "ai-edge-quantizer", "tensorflow": "tensorflow", "numpy": "numpy", "paramiko": "paramiko",
+    }  # fmt: skip
+    found: dict[str, str | None] = {"edgepipe": __version__, "python": platform.python_version()}
+    for key, package in names.items():
+        try:
+            found[key] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[key] = None
+    return found
+
+
+def owner() -> str:
+    """Who asks, as the board's lock shows it: user@host."""
+    import getpass
+    import socket
+
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError) as error:  # no passwd entry for this uid
+        raise EdgepipeError(f"who are you? {error}", "this user", "set USER") from None

@@ -1,0 +1,43 @@
+"""`edgepipe bench`: measure a file, or a release the board already holds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgepipe.cli import console, options
+
+
+def command(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|RELEASE", help="A model file, or a release id on the board; current is the active one."
+        ),
+    ],
+    target: options.Target,
+    host: options.Host = "",
+    threads: options.Threads = 1,
+    batch: options.Batch = 1,
+    profile: options.Profile = "quick",
+    max_latency: Annotated[str, typer.Option(help="Latency limit, e.g. p90=30ms. Exit 6 beyond it.")] = "",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure on the board without activating anything."""
+    from edgepipe import bench
+    from edgepipe import deploy as verb
+    from edgepipe.report import tables
+    from edgepipe.schema import RunOptions
+
+    run = RunOptions(threads=threads, batch=batch)
+    with console.open_progress(quiet=quiet) as progress:
+        outcome = verb.bench_only(
+            subject, target, host, bench.plan(profile), run, bench.latency_gate(max_latency), progress
+        )
+    if not quiet:
+        tables.show_reports(outcome.reports, console.stderr())
+    if json and (outcome.reports or outcome.error is None):
+        options.emit({"schema": "edgepipe.deploy/1", "reports": outcome.reports})
+    options.finish(outcome.error, document_printed=json)

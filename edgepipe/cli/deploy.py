@@ -1,0 +1,73 @@
+"""`edgepipe deploy`: the whole chain."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgepipe.cli import console, options
+from edgepipe.errors import UsageError
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model; without it, the default of edgepipe.toml.", autocompletion=options.complete_model
+        ),
+    ] = "",
+    target: options.Target = "",
+    host: options.Host = "",
+    recipe: options.Recipe = "",
+    to: options.Formats = "",
+    threads: options.Threads = 1,
+    batch: options.Batch = 1,
+    profile: options.Profile = "",
+    max_drop: options.MaxDrop = "",
+    max_latency: Annotated[str, typer.Option(help="Latency limit, e.g. p90=30ms. Exit 6 beyond it.")] = "",
+    evaluation: options.Samples = "auto",
+    opset: options.Opset = 0,
+    dynamic: options.Dynamic = False,
+    input_shape: options.InputShape = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; touch nothing.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compress, export, verify, push, measure on the board, activate and report, in one go."""
+    from edgepipe import bench, config
+    from edgepipe import deploy as verb
+    from edgepipe.report import tables
+    from edgepipe.schema import RunOptions
+
+    defaults = config.read()
+    named = model or defaults.model
+    wanted = target or defaults.target
+    if not named or not wanted:
+        missing = "which model?" if not named else "which target?"
+        raise UsageError(missing, "edgepipe deploy", "edgepipe deploy fashion-resnet8 --target loopback")
+    request = verb.Request(
+        model=named,
+        target=wanted,
+        host=host,
+        recipe=recipe or defaults.recipe,
+        formats=options.names(to or defaults.to, "--to"),
+        plan=bench.plan(profile or defaults.profile),
+        options=RunOptions(threads=threads, batch=batch),
+        max_drop=options.fraction(max_drop or defaults.max_drop, "--max-drop"),
+        max_latency=bench.latency_gate(max_latency),
+        evaluation=evaluation,
+        opset=opset or None,
+        dynamic=dynamic,
+        input_shape=options.shape(input_shape),
+    )
+    if dry_run:
+        options.show_plan(verb.dry_run(request), json)
+        return
+    with console.open_progress(quiet=quiet) as progress:
+        outcome = verb.deploy(request, progress)
+    if not quiet:
+        tables.show_reports(outcome.reports, console.stderr())
+    if json and (outcome.reports or outcome.error is None):
+        options.emit({"schema": "edgepipe.deploy/1", "reports": outcome.reports})
+    options.finish(outcome.error, document_printed=json)

@@ -1,0 +1,20 @@
+"""`edgepipe rollback`: back to the release before, without sending anything."""
+
+from __future__ import annotations
+
+from edgepipe.cli import console, options
+
+
+def command(
+    target: options.Target, host: options.Host = "", json: options.Json = False, quiet: options.Quiet = False
+) -> None:
+    """Make the previous release active again. Nothing is sent: the board still has it."""
+    from edgepipe import bench, board, targets
+
+    place = targets.load(target, host or None)
+    with console.open_progress(quiet=quiet) as progress, board.connect(place, bench.owner(), progress) as client:
+        release = client.rollback()
+    if json:
+        options.emit({"schema": "edgepipe.rollback/1", "target": target, "release": release})
+    elif not quiet:
+        console.stderr().print(f"active: {release.id}; before: {release.previous}", markup=False)

@@ -1,0 +1,149 @@
+"""The host's half of the chain: load, compress, export, verify. `deploy` goes on from here; `export` ends here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe import artifact, codec, data, export, model, verify
+from edgepipe.artifact import ExportOptions
+from edgepipe.errors import UsageError
+from edgepipe.schema import Artifact
+
+if TYPE_CHECKING:
+    from edgepipe.data import Dataset
+    from edgepipe.export import Made
+    from edgepipe.model import Model
+    from edgepipe.progress import Progress
+    from edgepipe.verify import Ladder
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export, and where to."""
+
+    model: str
+    formats: tuple[str, ...]
+    folder: Path
+    recipe: str = "none"
+    max_drop: float | None = None
+    opset: int | None = None
+    dynamic: bool = False
+    batch: int = 1
+    evaluation: str = "auto"
+    input_shape: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """One exported and verified file. ``ladder`` is None where the model has no data to verify on."""
+
+    model: Model
+    made: Made
+    ladder: Ladder | None
+    artifact: Artifact
+
+    def row(self) -> dict[str, Any]:
+        """The artifact as `export --json` lists it: with its accuracy and parity."""
+        ladder = self.ladder
+        return {
+            **codec.to_dict(self.artifact),
+            "accuracy": codec.to_dict(ladder.accuracy) if ladder else None,
+            "parity": [codec.to_dict(rung) for rung in ladder.parity] if ladder else [],
+            "reason": "" if ladder else "the model has no evaluation data",
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything one `export` made."""
+
+    model: Model
+    recipe: str
+    exports: list[Export]
+
+    def document(self) -> dict[str, Any]:
+        """The document of `export --json`."""
+        steps = [{"format": x.artifact.format, **codec.to_dict(step)} for x in self.exports for step in x.made.steps]
+        return {
+            "schema": "edgepipe.export/1",
+            "model": codec.to_dict(self.model.facts),
+            "recipe": self.recipe,
+            "steps": steps,
+            "artifacts": [item.row() for item in self.exports],
+        }
+
+
+def convert(request: Request, progress: Progress) -> Result:
+    """Export a model to every format asked for, verify each, and write them below ``request.folder``.
+
+    Raises:
+        UsageError: the model, recipe or a format is not known, or can't be had together.
+        IntegrityError: a rung of the parity ladder broke.
+        GateError: the loss is larger than ``max_drop``; nothing is written.
+    """
+    source = model.load(request.model, input_shape=request.input_shape)
+    export.check(source, request.recipe, request.formats)
+    dataset = data.evaluation(source, request.evaluation)
+    wanted = ExportOptions(batch=request.batch, dynamic_batch=request.dynamic, opset=request.opset)
+    done = []
+    for format_name in request.formats:
+        item = prepare(source, request.recipe, format_name, wanted, dataset, progress)
+        if item.ladder:
+            verify.gate(item.ladder.accuracy, request.max_drop, f"{source.name} {request.recipe} {format_name}")
+        done.append(item)
+    placed = [replace(item, artifact=artifact.copy(item.artifact, _folder(request, item))) for item in done]
+    return Result(source, request.recipe, placed)
+
+
+def prepare(
+    source: Model, recipe: str, format_name: str, wanted: ExportOptions, dataset: Dataset | None, progress: Progress
+) -> Export:
+    """Make one format of a model by a recipe, with the accuracy after each step, and climb the host's ladder.
+
+    Raises:
+        IntegrityError: a rung of the parity ladder broke.
+    """
+    evaluate = verify.scorer(source, dataset)
+    made = export.make(source, recipe, format_name, wanted, progress, evaluate)
+    if dataset is None:
+        return Export(source, made, None, made.artifact)
+    with progress.task(f"verify {source.name} {recipe} {format_name} on the host", "s"):
+        return Export(source, made, verify.climb(source, made, dataset), made.artifact)
+
+
+def verify_file(file: str, against: str, max_drop: float | None, evaluation: str, progress: Progress) -> Export:
+    """Hold an exported file against the model it was made from.
+
+    Raises:
+        UsageError: the model has no data to verify on, or the file's manifest is missing.
+        IntegrityError: they are not the same model.
+        GateError: the loss is larger than ``max_drop``.
+    """
+    source = model.load(against)
+    dataset = data.evaluation(source, evaluation)
+    found = artifact_of(file, source)
+    if dataset is None:
+        raise UsageError(f"{source.name} has no evaluation data", against, "add [data] to its model.toml")
+    made = export.Made.of_file(found, source)
+    with progress.task(f"verify {Path(file).name} against {source.name}", "s"):
+        ladder = verify.climb(source, made, dataset)
+    verify.gate(ladder.accuracy, max_drop, file)
+    return Export(source, made, ladder, found)
+
+
+def artifact_of(file: str, source: Model | None = None) -> Artifact:
+    """The artifact a file is: by the manifest beside it, else by what the file itself says, fed as ``source`` is."""
+    path = Path(file)
+    if (path if path.is_dir() else path.parent).joinpath(artifact.MANIFEST).is_file():
+        found = artifact.load(path if path.is_dir() else path.parent)
+        if path.is_dir() or Path(found.path).name == path.name:
+            artifact.check(found)
+            return found
+    return export.artifact_of_file(path, source)
+
+
+def _folder(request: Request, item: Export) -> Path:
+    name = f"{item.model.name}-{request.recipe}-{item.artifact.format}".replace(":", "_").replace("+", "_")
+    return request.folder / name

@@ -1,0 +1,236 @@
+"""Data sets of a model: read from .npz or IDX files, checked, never unpickled."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgepipe.cache import hash_file
+from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.schema import Preprocessing, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NPZ_LIMIT = 8 << 30
+IDX_LIMIT = 1 << 30
+_IDX_IMAGES, _IDX_LABELS = 2051, 2049  # magic numbers of the MNIST file format (LeCun, Cortes, Burges 1998)
+_WITHOUT = "use a recipe that needs no data: none, fp16 or dynamic"
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """Where a model's data sets are. ``layout`` is that of the raw arrays; ``full_*`` name an optional larger set."""
+
+    layout: str = ""
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    full_images: Path | None = None
+    full_labels: Path | None = None
+    full_package: str = ""
+    limit: int | None = None
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Raw inputs (samples first, in ``layout`` without the batch's letter changed) and class labels, or None."""
+
+    name: str
+    inputs: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any] | None
+    layout: str
+    sha256: str
+
+
+class _Model(Protocol):
+    """What this module needs to know of a model (edgepipe.model.Model fits)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def data(self) -> DataPaths | None: ...
+    @property
+    def inputs(self) -> list[TensorSpec]: ...
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+    @property
+    def labels(self) -> list[str]: ...
+
+
+def calibration(model: _Model) -> Dataset:
+    """The model's calibration set.
+
+    Raises:
+        UsageError: the model has none, or its file is missing.
+        IntegrityError: the file is damaged or does not fit the model.
+    """
+    if not model.data or not model.data.calibration:
+        raise UsageError(f"{model.name} has no calibration data", "model.toml, [data] calibration", _WITHOUT)
+    return _shipped(model, model.data.calibration, "calibration")
+
+
+def evaluation(model: _Model, which: str = "auto") -> Dataset | None:
+    """The model's evaluation set: "shipped", "full", or "auto" = the full one where it is installed.
+
+    Returns None under "auto" where the model names no data at all.
+
+    Raises:
+        UsageError: the set asked for is not there, or ``which`` is not a known word.
+        IntegrityError: a file is damaged or does not fit the model.
+    """
+    if which not in ("auto", "shipped", "full"):
+        raise UsageError(f"no such evaluation set: {which}", "evaluation", "use auto, shipped or full")
+    data = model.data
+    full = bool(data and data.full_images and data.full_labels)
+    installed = bool(
+        full
+        and data
+        and data.full_images
+        and data.full_labels
+        and data.full_images.is_file()
+        and data.full_labels.is_file()
+    )
+    if data and (which == "full" or (which == "auto" and installed)):
+        if not installed:
+            raise UsageError(
+                "the full evaluation set is not installed" if full else f"{model.name} names no full evaluation set",
+                str(data.full_images or "model.toml, [data.full]"),
+                f"install {data.full_package or 'it'}, or use the shipped set",
+            )
+        return _full(model, data)
+    if data and data.evaluation:
+        return _shipped(model, data.evaluation, "evaluation")
+    if which == "auto":
+        return None
+    raise UsageError(f"{model.name} has no evaluation data", "model.toml, [data] evaluation", "add it there")
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """All arrays of an .npz file, without unpickling anything.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: it is not a sound .npz of plain arrays, or would unpack to more than 8 GiB.
+    """
+    import numpy as np
+
+    if not path.is_file():
+        raise UsageError("no such data file", str(path), "check the path in model.toml, [data]")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+        if size > NPZ_LIMIT:
+            raise IntegrityError(f"the data would unpack to {size} bytes", str(path), "split the data set")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, SyntaxError) as error:
+        fix = "write it with numpy.savez, plain arrays only"
+        raise IntegrityError(f"the data file can't be read: {error}", str(path), fix) from None
+
+
+def check(dataset: Dataset, model: _Model, where: str) -> Dataset:
+    """Return ``dataset`` if its inputs and labels fit the model.
+
+    Raises:
+        IntegrityError: no samples, a wrong shape or dtype, NaN or infinity, or labels that don't match.
+    """
+    import numpy as np
+
+    inputs, labels = dataset.inputs, dataset.labels
+    fix = "make the data set again"
+    if inputs.dtype.kind not in "uif" or inputs.ndim < 1:
+        raise IntegrityError(f"inputs are {inputs.dtype} of shape {list(inputs.shape)}, not numbers", where, fix)
+    if len(inputs) == 0:
+        raise IntegrityError("the data set is empty", where, fix)
+    expected = expected_shape(model, dataset.layout)
+    if expected is not None and not _fits(list(inputs.shape[1:]), expected):
+        what = (
+            f"inputs have shape {list(inputs.shape[1:])} per sample; {model.name} takes {expected} ({dataset.layout})"
+        )
+        raise IntegrityError(what, where, fix)
+    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
+        raise IntegrityError("inputs hold NaN or infinity", where, fix)
+    if labels is not None:
+        _check_labels(labels, len(inputs), len(model.labels), where, fix)
+    return dataset
+
+
+def expected_shape(model: _Model, layout: str) -> list[int] | None:
+    """The shape of one raw sample in ``layout``, from the model's first input; None if the layouts say too little."""
+    spec = model.inputs[0]
+    own = spec.layout or model.preprocessing.layout
+    if len(own) != len(spec.shape) or sorted(own) != sorted(layout):
+        return spec.shape[1:] if own == layout else None
+    sizes = dict(zip(own, spec.shape, strict=True))
+    return [sizes[letter] for letter in layout][1:]
+
+
+def _fits(shape: list[int], expected: list[int]) -> bool:
+    pairs = zip(shape, expected, strict=False)
+    return len(shape) == len(expected) and all(want in (-1, have) for have, want in pairs)
+
+
+def _check_labels(labels: np.ndarray[Any, Any], samples: int, classes: int, where: str, fix: str) -> None:
+    if labels.shape != (samples,) or labels.dtype.kind not in "ui":
+        what = f"labels are {labels.dtype} of shape {list(labels.shape)}, not one integer for each of {samples} samples"
+        raise IntegrityError(what, where, fix)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes and high >= classes):
+        raise IntegrityError(f"labels go from {low} to {high}; the model has {classes} classes", where, fix)
+
+
+def _shipped(model: _Model, path: Path, name: str) -> Dataset:
+    arrays = load_npz(path)
+    if "inputs" not in arrays:
+        raise IntegrityError("the data file has no array named inputs", str(path), "name the arrays inputs and labels")
+    layout = model.data.layout if model.data else ""
+    dataset = Dataset(name, arrays["inputs"], arrays.get("labels"), layout, hash_file(path))
+    return check(dataset, model, str(path))
+
+
+def _full(model: _Model, data: DataPaths) -> Dataset:
+    """The first ``limit`` images of an IDX pair, uint8, with the channel axis where ``layout`` has its C."""
+    assert data.full_images is not None
+    assert data.full_labels is not None
+    images, labels = read_idx(data.full_images, data.limit), read_idx(data.full_labels, data.limit)
+    if images.ndim == 3 and "C" in data.layout:  # noqa: PLR2004  samples, rows, columns
+        import numpy as np
+
+        images = np.expand_dims(images, data.layout.index("C"))
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    dataset = Dataset(f"full, {len(images)} images", images, labels.astype("int64"), data.layout, digest)
+    return check(dataset, model, str(data.full_images))
+
+
+def read_idx(path: Path, limit: int | None = None) -> np.ndarray[Any, Any]:
+    """Read an IDX file of unsigned bytes (gzip or plain), at most ``limit`` items of it.
+
+    Raises:
+        IntegrityError: not such a file, truncated, or more than 1 GiB would have to be read.
+    """
+    import numpy as np
+
+    fix = "install the data set again"
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            (magic,) = struct.unpack(">I", file.read(4))
+            if magic not in (_IDX_IMAGES, _IDX_LABELS):
+                raise IntegrityError(f"not an IDX file of bytes (magic number {magic})", str(path), fix)
+            shape = list(struct.unpack(f">{magic & 255}I", file.read(4 * (magic & 255))))
+            shape[0] = min(shape[0], limit) if limit else shape[0]
+            count = int(np.prod(shape, dtype=np.uint64))
+            if count > IDX_LIMIT:
+                raise IntegrityError(f"the data set has {count} bytes", str(path), fix)
+            content = file.read(count)
+    except (OSError, EOFError, struct.error, zlib.error) as error:
+        raise IntegrityError(f"the data file can't be read: {error}", str(path), fix) from None
+    if len(content) != count:
+        raise IntegrityError(f"the data file ends early: {len(content)} of {count} bytes", str(path), fix)
+    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -1,0 +1,255 @@
+"""The whole chain: load, compress, export, verify, push, verify and measure on the board, activate, report.
+
+Nothing is activated before every artifact asked for has passed on the board: accuracy, then latency. So a failure or
+Ctrl-C at any moment leaves the board on its old release (docs/adr/0004).
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe import bench, board, codec, convert, data, export, journal, model, targets, verify
+from edgepipe.agent.runtimes import runtime_for
+from edgepipe.artifact import ExportOptions
+from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
+from edgepipe.journal import Journal
+from edgepipe.schema import Artifact, Board, Manifest, ModelFacts, Plan, Report, RunOptions
+
+if TYPE_CHECKING:
+    from edgepipe.board import BoardClient
+    from edgepipe.data import Dataset
+    from edgepipe.model import Model
+    from edgepipe.progress import Progress
+    from edgepipe.targets import Target
+    from edgepipe.verify import Ladder
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to deploy where, and what it must hold."""
+
+    model: str
+    target: str
+    host: str = ""
+    recipe: str = "none"
+    formats: tuple[str, ...] = ("onnx",)
+    plan: Plan = field(default_factory=Plan)
+    options: RunOptions = field(default_factory=RunOptions)
+    max_drop: float | None = None
+    max_latency: bench.LatencyGate | None = None
+    evaluation: str = "auto"
+    opset: int | None = None
+    dynamic: bool = False
+    input_shape: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The reports, complete as far as the chain got, and the error that stopped it, if one did."""
+
+    reports: list[Report]
+    error: EdgepipeError | None = None
+
+
+@dataclass
+class _Candidate:
+    """One artifact on its way to the board; its report is filled in stage by stage."""
+
+    artifact: Artifact
+    manifest: Manifest
+    report: Report
+    ladder: Ladder | None = None
+    bytes_sent: int = 0
+    inputs: str | None = None
+
+
+def deploy(request: Request, progress: Progress) -> Outcome:
+    """Run the chain. Errors before anything was made are raised; later ones come with the reports so far.
+
+    Raises:
+        UsageError, LinkError, BoardError: nothing was done yet.
+    """
+    target = targets.load(request.target, request.host or None)
+    source = model.load(request.model, input_shape=request.input_shape)
+    export.check(source, request.recipe, request.formats)
+    dataset = data.evaluation(source, request.evaluation)
+    with board.connect(target, bench.owner(), progress) as client:
+        facts = client.hello().board
+        bench.check_runtimes(facts, list(request.formats), request.target)
+        progress.note(f"{target.name}: {facts.model or facts.cpu}, {facts.os}, Python {facts.python}")
+        candidates: list[_Candidate] = []
+        try:
+            for name in request.formats:
+                candidate = _prepare(request, source, dataset, name, facts, target, progress)
+                candidates.append(candidate)
+            for candidate in candidates:
+                _push_and_verify(candidate, dataset, request, client, progress)
+            for candidate in candidates:
+                _measure(candidate, request, client, progress)
+            for candidate in candidates:
+                _activate(candidate, client, progress)
+        except EdgepipeError as error:
+            return Outcome([candidate.report for candidate in candidates], error)
+    return Outcome([candidate.report for candidate in candidates])
+
+
+def dry_run(request: Request) -> dict[str, Any]:
+    """What `deploy` would do, from what the host knows: no board is asked and nothing is made.
+
+    Raises:
+        UsageError: the request can't be met.
+    """
+    target = targets.load(request.target, request.host or None)
+    source = model.load(request.model, input_shape=request.input_shape)
+    export.check(source, request.recipe, request.formats)
+    steps = ["connect", "compress", "export", "verify", "push", "verify on the board", "measure", "activate", "report"]
+    return {
+        "schema": "edgepipe.plan/1",
+        "model": codec.to_dict(source.facts),
+        "target": target.name,
+        "recipe": request.recipe,
+        "formats": list(request.formats),
+        "runtimes": [runtime_for(name) for name in request.formats],
+        "profile": codec.to_dict(request.plan),
+        "least_measuring_seconds": request.plan.min_seconds * len(request.formats),
+        "stages": steps,
+    }
+
+
+def bench_only(
+    subject: str,
+    target_name: str,
+    host: str,
+    how: Plan,
+    options: RunOptions,
+    limit: bench.LatencyGate | None,
+    progress: Progress,
+) -> Outcome:
+    """Measure a file, or a release the board already holds, and activate nothing.
+
+    Raises:
+        UsageError, LinkError, BoardError: nothing was measured.
+    """
+    target = targets.load(target_name, host or None)
+    request = Request(subject, target_name, host, plan=how, options=options, max_latency=limit)
+    with board.connect(target, bench.owner(), progress) as client:
+        facts = client.hello().board
+        if Path(subject).exists():
+            artifact = convert.artifact_of(subject)
+            manifest = bench.manifest_of(artifact)
+        else:
+            manifest = client.manifest(subject)
+            artifact = manifest.artifact
+        bench.check_runtimes(facts, [artifact.format], target_name)
+        report = _report(_facts_of(artifact), artifact, facts, target_name, manifest)
+        candidate = _Candidate(artifact, manifest, report)
+        try:
+            if Path(subject).exists():
+                candidate.bytes_sent = client.push(bench.files_of(artifact))
+            _measure(candidate, request, client, progress)
+        except EdgepipeError as error:
+            return Outcome([candidate.report], error)
+    return Outcome([candidate.report])
+
+
+def _prepare(
+    request: Request,
+    source: Model,
+    dataset: Dataset | None,
+    format_name: str,
+    facts: Board,
+    target: Target,
+    progress: Progress,
+) -> _Candidate:
+    """Compress, export and verify on the host, for what this board's runtime can load."""
+    wanted = ExportOptions(
+        batch=request.options.batch,
+        dynamic_batch=request.dynamic,
+        opset=request.opset or target.opset,
+        ir_version=target.ir_version,
+        reduce_range=saturates(facts),
+    )
+    made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress)
+    manifest = bench.manifest_of(made.artifact)
+    report = _report(source.facts, made.artifact, facts, request.target, manifest)
+    report = replace(report, recipe=request.recipe, steps=made.made.steps)
+    if made.ladder:
+        report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
+        verify.gate(
+            made.ladder.accuracy, request.max_drop, f"{source.name} {request.recipe} {format_name}, on the host"
+        )
+    return _Candidate(made.artifact, manifest, report, made.ladder)
+
+
+def saturates(facts: Board) -> bool:
+    """Whether int8 products saturate on this CPU: x86 without VNNI (docs/adr/0007)."""
+    return facts.arch in {"x86_64", "AMD64", "i686"} and not {"avx512_vnni", "avx_vnni"} & set(facts.isa)
+
+
+def _push_and_verify(
+    candidate: _Candidate, dataset: Dataset | None, request: Request, client: BoardClient, progress: Progress
+) -> None:
+    """Send what the board lacks, let it answer the evaluation set, and hold the answers against the host's."""
+    if dataset is None or candidate.ladder is None:
+        candidate.bytes_sent = client.push(bench.files_of(candidate.artifact))
+        return
+    content, candidate.inputs = bench.samples_blob(dataset)
+    candidate.bytes_sent = client.push([*bench.files_of(candidate.artifact), (content, candidate.inputs)])
+    name = candidate.manifest.name
+    with progress.task(f"verify {name} on the board, {len(dataset.inputs)} samples", "s") as task:
+        answer = client.verify(candidate.manifest, candidate.inputs, request.options, task.update)
+    source = candidate.report.model
+    ladder = verify.on_device(candidate.ladder, client.arrays(answer.outputs), dataset, source.task)
+    candidate.report = replace(candidate.report, accuracy=ladder.accuracy, parity=ladder.parity)
+    verify.gate(ladder.accuracy, request.max_drop, f"{source.name} {request.recipe}, {name} on {request.target}")
+
+
+def _measure(candidate: _Candidate, request: Request, client: BoardClient, progress: Progress) -> None:
+    """Time the staged release; keep the record at once, whatever becomes of the rest."""
+    result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress)
+    candidate.report = replace(candidate.report, measurement=result)
+    _keep(candidate)
+    where = f"{candidate.manifest.name} on {request.target}"
+    if result.status in {"failed", "timeout"}:
+        kind = DeadlineError if result.status == "timeout" else BoardError
+        raise kind(f"could not be measured: {result.reason}", where, "see the runtime's own words above")
+    if request.max_latency:
+        request.max_latency.check(result, where)
+
+
+def _activate(candidate: _Candidate, client: BoardClient, progress: Progress) -> None:
+    """Move the board's `current` link to the release, and complete the record."""
+    release = client.activate(candidate.manifest)
+    candidate.report = replace(candidate.report, release=replace(release, bytes_sent=candidate.bytes_sent))
+    _keep(candidate)
+    word = "active" if release.changed else "was active already"
+    progress.note(f"{candidate.manifest.name}: {word} as {release.id}")
+
+
+def _keep(candidate: _Candidate) -> None:
+    Journal().append_report(candidate.report)
+
+
+def _report(facts: ModelFacts, artifact: Artifact, seen: Board, target: str, manifest: Manifest) -> Report:
+    return Report(
+        id=journal.new_id(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        model=facts,
+        recipe=artifact.recipe,
+        steps=[],
+        artifact=artifact,
+        accuracy=None,
+        parity=[],
+        board=bench.describe(seen, target, manifest.runtime),
+        release=None,
+        measurement=None,
+        versions=bench.versions(),
+    )
+
+
+def _facts_of(artifact: Artifact) -> ModelFacts:
+    reason = "only the file is known, not the model it came from"
+    return ModelFacts(artifact.model or Path(artifact.path).stem, "", artifact.parent_sha256, None, None, reason)

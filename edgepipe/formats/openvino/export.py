@@ -1,0 +1,136 @@
+"""OpenVINO IR: from the exported ONNX file; the .xml carries the hash of its .bin, so that one hash covers both."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe.artifact import Call, ExportOptions, Output
+from edgepipe.codec import to_dict
+from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.schema import TensorSpec
+
+if TYPE_CHECKING:
+    from edgepipe.model import Model
+
+SOURCE = "onnx"
+LIBRARIES = ("openvino",)
+OPTIONS = ("batch", "dynamic_batch", "layout")
+FILES = ["model.xml", "model.bin"]
+_END = "</net>"
+_TESTED = "use the tested version of openvino"
+
+
+def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
+    """Write ``model.xml`` and ``model.bin``, float32, from the ONNX file ``source``, or take the IR the model is.
+
+    Raises:
+        UsageError: a layout the file can't have, or a batch other than that of the user's own file.
+        IntegrityError: the written files do not load.
+    """
+    own = model.preprocessing.layout
+    if options.layout and options.layout != own:
+        raise UsageError(
+            f"openvino keeps the model's layout {own or '(none)'}", f"layout {options.layout}", "leave it out"
+        )
+    facts = call(
+        f"{__name__}:convert",
+        {
+            "source": str(source),
+            "target": str(folder / FILES[0]),
+            "batch": -1 if options.dynamic_batch else options.batch,
+            "inputs": [to_dict(spec) for spec in model.inputs],
+            "outputs": [to_dict(spec) for spec in model.outputs],
+        },
+    )
+    inputs, outputs = ([TensorSpec(**spec) for spec in facts[side]] for side in ("inputs", "outputs"))
+    return Output(FILES, inputs, outputs, model.preprocessing, ir_version=facts["ir_version"])
+
+
+def convert(
+    source: str, target: str, batch: int, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Make both files, seal them and read them back (runs in the child)."""
+    import openvino
+
+    if source.endswith(".xml"):
+        _check_batch(openvino.Core().read_model(source), batch)
+        shutil.copyfile(source, target)
+        shutil.copyfile(Path(source).with_suffix(".bin"), Path(target).with_suffix(".bin"))
+    else:
+        model = openvino.convert_model(source)
+        if batch > 0:
+            _fix_batch(model, batch)
+        openvino.save_model(model, target, compress_to_fp16=False)
+    version = seal(target)
+    loaded = openvino.Core().read_model(target)
+    return {
+        "ir_version": version,
+        "inputs": _specs(inputs, loaded.inputs),
+        "outputs": _specs(outputs, loaded.outputs),
+    }
+
+
+def seal(target: str) -> int:
+    """Write the sha256 of the .bin into the .xml's ``rt_info``, which OpenVINO keeps; return the IR's version.
+
+    Raises:
+        IntegrityError: the .xml has no place for it, or OpenVINO does not find it there.
+    """
+    import openvino
+
+    from edgepipe.cache import hash_file
+
+    path = Path(target)
+    digest = hash_file(path.with_suffix(".bin"))
+    text = path.read_text(encoding="utf-8")
+    entry = f'<edgepipe><bin_sha256 value="{digest}" /></edgepipe>'
+    version = re.search(r'<net [^>]*version="(\d+)"', text)
+    if not text.rstrip().endswith(_END) or not version:
+        raise IntegrityError(
+            "OpenVINO wrote an .xml of a kind unknown here", target, "use the tested version of openvino"
+        )
+    text = re.sub(r"\s*<edgepipe>.*?</edgepipe>", "", text, flags=re.DOTALL)
+    head, inside, tail = text.rpartition("</rt_info>")
+    if inside and not tail.replace(_END, "").strip():
+        text = f"{head}\t{entry}\n\t{inside}{tail}"
+    else:
+        text = f"{text.rstrip().removesuffix(_END)}\t<rt_info>\n\t\t{entry}\n\t</rt_info>\n{_END}\n"
+    path.write_text(text, encoding="utf-8")
+    found = openvino.Core().read_model(target).get_rt_info(["edgepipe", "bin_sha256"])
+    if (found.value if hasattr(found, "value") else found) != digest:
+        raise IntegrityError(
+            "the hash of the .bin did not stay in the .xml", target, "use the tested version of openvino"
+        )
+    return int(version.group(1))
+
+
+def _fix_batch(model: Any, batch: int) -> None:
+    """Give inputs with a free batch this one.
+
+    Raises:
+        UsageError: an input has another fixed batch.
+    """
+    _check_batch(model, batch)
+    shapes = {}
+    for port in model.inputs:
+        shape = port.get_partial_shape()
+        if shape[0].is_dynamic:
+            shape[0] = batch
+            shapes[port] = shape
+    if shapes:
+        model.reshape(shapes)
+
+
+def _check_batch(model: Any, batch: int) -> None:
+    size = model.inputs[0].get_partial_shape()[0]
+    if size.is_static and size.get_length() != batch:
+        fix = f"use --batch {size.get_length()}"
+        raise UsageError(f"the file has a fixed batch of {size.get_length()}", f"batch {batch}", fix)
+
+
+def _specs(specs: list[dict[str, Any]], ports: Any) -> list[dict[str, Any]]:
+    shapes = [[size.get_length() if size.is_static else -1 for size in port.get_partial_shape()] for port in ports]
+    return [{**spec, "shape": shape} for spec, shape in zip(specs, shapes, strict=True)]

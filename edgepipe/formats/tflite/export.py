@@ -1,0 +1,162 @@
+"""TFLite: from the traced program through litert-torch, images with their channels last unless asked otherwise."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe.artifact import Call, ExportOptions, Output
+from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.schema import TensorSpec
+
+if TYPE_CHECKING:
+    from edgepipe.model import Model
+
+SOURCE = "torch"
+LIBRARIES = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
+OPTIONS = ("batch", "dynamic_batch", "layout")
+FILE = "model.tflite"
+_CHANNELS_FIRST, _CHANNELS_LAST = "NCHW", "NHWC"
+
+
+def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
+    """Write ``model.tflite`` from the traced program ``source``, or take the TFLite file the model is.
+
+    The first input becomes NHWC where the model's own layout is NCHW, as runtimes and cameras expect of TFLite;
+    ``options.layout = "NCHW"`` keeps it.
+
+    Raises:
+        UsageError: a dynamic batch, or a layout the file can't have.
+        IntegrityError: the file does not run.
+    """
+    if options.dynamic_batch:
+        raise UsageError("tflite files have a fixed batch", "dynamic batch", "leave it out, or export to onnx")
+    assert source is not None
+    target = folder / FILE
+    if source.suffix == ".tflite":
+        return _adopt(model, source, target, options)
+    own = model.preprocessing.layout
+    layout = options.layout or (_CHANNELS_LAST if own == _CHANNELS_FIRST else own)
+    if layout != own and (own, layout) != (_CHANNELS_FIRST, _CHANNELS_LAST):
+        raise UsageError(
+            f"can't turn {own or 'the model'} into {layout}", f"layout {layout}", f"use {own or 'the own layout'}"
+        )
+    shapes = [[options.batch, *spec.shape[1:]] for spec in model.inputs]
+    facts = call(
+        f"{__name__}:convert",
+        {
+            "source": str(source),
+            "target": str(target),
+            "shapes": shapes,
+            "dtypes": [spec.dtype for spec in model.inputs],
+            "channels_last": layout != own,
+        },
+    )
+    inputs = [
+        TensorSpec(model.inputs[index].name, shape, dtype, layout if index == 0 else model.inputs[index].layout)
+        for index, shape, dtype in facts["inputs"]
+    ]
+    outputs = [
+        TensorSpec(model.outputs[index].name, shape, dtype, model.outputs[index].layout)
+        for index, shape, dtype in facts["outputs"]
+    ]
+    return Output([FILE], inputs, outputs, replace(model.preprocessing, layout=layout))
+
+
+def _adopt(model: Model, source: Path, target: Path, options: ExportOptions) -> Output:
+    batch = model.inputs[0].shape[0] if model.inputs and model.inputs[0].shape else options.batch
+    if batch not in (-1, options.batch):
+        raise UsageError(f"the file has a fixed batch of {batch}", f"batch {options.batch}", f"use --batch {batch}")
+    if options.layout and options.layout != model.preprocessing.layout:
+        raise UsageError("the layout of a TFLite file can't be changed", f"layout {options.layout}", "leave it out")
+    shutil.copyfile(source, target)
+    return Output([FILE], model.inputs, model.outputs, model.preprocessing)
+
+
+def convert(
+    source: str, target: str, shapes: list[list[int]], dtypes: list[str], channels_last: bool
+) -> dict[str, Any]:
+    """Make the file, run it once, and read back its inputs and outputs (runs in the child).
+
+    Each input and output is [index in the model's own order, shape, dtype], in the file's order.
+    """
+    import litert_torch
+    import torch
+
+    module: Any = _steady(torch.export.load(source).module())
+    if channels_last:
+        module = litert_torch.to_channel_last_io(module, args=[0])
+        batch, channels, *rest = shapes[0]
+        shapes = [[batch, *rest, channels], *shapes[1:]]
+    example = tuple(
+        torch.rand(shape) if dtype.startswith("float") else torch.zeros(shape, dtype=getattr(torch, dtype))
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
+    litert_torch.convert(module, example).export(target)
+    return _read_back(target, module, example)
+
+
+def _steady(program: Any) -> Any:
+    """The traced program as a module that bears ``eval()`` and ``train()``, which a traced one refuses."""
+    import torch
+
+    class Steady(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
+        def __init__(self) -> None:
+            super().__init__()
+            self.program = program
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.program(*inputs)
+
+        def train(self, mode: bool = True) -> Any:  # noqa: ARG002
+            return self
+
+    return Steady()
+
+
+def _read_back(target: str, module: Any, example: tuple[Any, ...]) -> dict[str, Any]:
+    """Run the file on the example and hold it against the module: order, shapes and values.
+
+    Raises:
+        IntegrityError: the file does not compute what the module does.
+    """
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=target, num_threads=1)
+    interpreter.allocate_tensors()
+    details = interpreter.get_input_details(), interpreter.get_output_details()
+    order = [_number(detail["name"], len(details[0])) for detail in details[0]]
+    for index, detail in zip(order, details[0], strict=True):
+        interpreter.set_tensor(detail["index"], example[index].numpy().astype(detail["dtype"]))
+    interpreter.invoke()
+    result = module(*example)
+    wanted = [item.detach().numpy() for item in (result if isinstance(result, tuple | list) else [result])]
+    back = [_number(detail["name"], len(details[1])) for detail in details[1]]
+    for index, detail in zip(back, details[1], strict=True):
+        have = interpreter.get_tensor(detail["index"])
+        scale = max(float(np.abs(wanted[index]).max()), 1e-6)
+        if have.shape != wanted[index].shape or not float(np.abs(have - wanted[index]).max()) <= 1e-3 * scale:
+            raise IntegrityError(
+                "the TFLite file does not compute what the model does", target, "export to onnx instead"
+            )
+    return {
+        "inputs": [_fact(index, detail) for index, detail in zip(order, details[0], strict=True)],
+        "outputs": [_fact(index, detail) for index, detail in zip(back, details[1], strict=True)],
+    }
+
+
+def _fact(index: int, detail: dict[str, Any]) -> list[Any]:
+    import numpy as np
+
+    return [index, [int(size) for size in detail["shape"]], np.dtype(detail["dtype"]).name]
+
+
+def _number(name: str, count: int) -> int:
+    """The place in the model's own order, from the tensor's name (``..._args_1``, ``..._output_0_...``)."""
+    import re
+
+    found = re.search(r"(?:args|output)_(\d+)", str(name))
+    return int(found.group(1)) if found and count > 1 else 0

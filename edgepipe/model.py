@@ -1,0 +1,268 @@
+"""Models: found by name, path or ``package.module:function``, loaded, checked and counted."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgepipe import paths, plugins
+from edgepipe.cache import hash_file
+from edgepipe.codec import from_dict
+from edgepipe.data import DataPaths
+from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.schema import NAME, ModelFacts, Preprocessing, TensorSpec
+
+CARD = "model.toml"
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What ``model.toml`` says. Shapes are of one sample: without the batch. A file without a card has an empty one."""
+
+    name: str
+    task: str = "null"
+    description: str = ""
+    license: str = ""
+    module: str = "model.py"
+    weights: str = ""
+    weights_sha256: str = ""
+    labels: list[str] = field(default_factory=list)
+    inputs: list[TensorSpec] = field(default_factory=list)
+    outputs: list[TensorSpec] = field(default_factory=list)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    metric: str = ""
+    floor: float = 0.0
+    data: DataPaths | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a format's ``load`` hands back. ``identity`` changes whenever what the model computes may have changed.
+
+    ``module`` is a torch module in eval mode, or None where the model is a file. ``reason`` says why a count is null.
+    """
+
+    format: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    sha256: str
+    identity: str
+    module: Any = None
+    parameters: int | None = None
+    macs: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready to be compressed and exported.
+
+    ``shape[0]`` of inputs and outputs is the batch: -1 where it is free. ``format`` is that of the source: "torch"
+    where ``module`` is set, else the format of the file ``path``. ``identity`` is what caches go by.
+    """
+
+    name: str
+    task: str
+    folder: Path
+    format: str
+    module: Any
+    path: Path | None
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    preprocessing: Preprocessing
+    raw_layout: str
+    labels: list[str]
+    data: DataPaths | None
+    metric: str
+    floor: float | None
+    facts: ModelFacts
+    identity: str
+
+
+def listing() -> list[str]:
+    """Names of all models found under ``models/`` folders, sorted."""
+    found = set()
+    for base in paths.search("models"):
+        if base.is_dir():
+            found |= {card.parent.name for card in base.glob(f"*/{CARD}") if card.parent.name[0] not in "_."}
+    return sorted(found)
+
+
+def find(ref: str) -> Path:
+    """Where the model ``ref`` is: its folder for a name, else the folder or file that ``ref`` is a path to.
+
+    Raises:
+        UsageError: no such model; near names are listed.
+    """
+    if NAME.match(ref) and ref[0] not in "_.":
+        for base in paths.search("models"):
+            if (base / ref / CARD).is_file():
+                return base / ref
+    path = Path(ref).expanduser()
+    if (path / CARD).is_file() or path.is_file():
+        return path
+    if path.is_dir():
+        raise UsageError("this folder holds no model.toml", str(path), "give a model folder, a file or a name")
+    if "/" in ref or path.suffix in _suffixes():
+        raise UsageError("no such model file", ref, "check the path")
+    raise plugins.unknown("model", ref, listing())
+
+
+def load(ref: str, input_shape: Sequence[int] | None = None) -> Model:
+    """Load a model by name, path or ``package.module:function``, and check it.
+
+    Args:
+        ref: what the user named.
+        input_shape: the shape of one sample without the batch, for models that don't say it themselves.
+
+    Raises:
+        UsageError: no such model, or its description is wrong.
+        IntegrityError: its weights are not those promised, are damaged, or hold NaN.
+    """
+    shape = [int(size) for size in input_shape] if input_shape else None
+    if _FUNCTION.match(ref) and not Path(ref).exists():
+        torch_load = plugins.load("formats", "torch", "load")
+        card = Card(name=ref.rsplit(":", 1)[1], inputs=_sample_input(shape))
+        return _model(card, Path(), None, torch_load.from_function(ref, card))
+    path = find(ref)
+    card, weights = _described(path, shape)
+    if not weights.is_file():
+        raise UsageError("the weights are missing", str(weights), "check `weights` in model.toml")
+    loader = _loader(weights)
+    digest = hash_file(weights)
+    if card.weights_sha256 and digest != card.weights_sha256:
+        what = (
+            f"the weights are not those model.toml promises: sha256 {digest[:12]}..., not {card.weights_sha256[:12]}..."
+        )
+        raise IntegrityError(what, str(weights), "get the weights again, or correct weights_sha256 if you trained anew")
+    loaded: Loaded = loader.load(weights, card)
+    return _model(card, weights.parent, weights, loaded)
+
+
+def _model(card: Card, folder: Path, weights: Path | None, loaded: Loaded) -> Model:
+    facts = ModelFacts(card.name, card.task, loaded.sha256, loaded.parameters, loaded.macs, loaded.reason)
+    return Model(
+        name=card.name,
+        task=card.task,
+        folder=folder,
+        format=loaded.format,
+        module=loaded.module,
+        path=None if loaded.module is not None else weights,
+        inputs=loaded.inputs,
+        outputs=loaded.outputs,
+        preprocessing=card.preprocessing,
+        raw_layout=card.data.layout if card.data else card.preprocessing.layout,
+        labels=card.labels,
+        data=card.data,
+        metric=card.metric,
+        floor=card.floor or None,
+        facts=facts,
+        identity=loaded.identity,
+    )
+
+
+def _described(path: Path, shape: list[int] | None) -> tuple[Card, Path]:
+    """The card and the weights of a folder or file; a file whose folder's card names it gets that card."""
+    folder = path if path.is_dir() else path.parent
+    card = read_card(folder / CARD) if (folder / CARD).is_file() else None
+    if card and (path.is_dir() or card.weights == path.name):
+        return card, folder / card.weights
+    return Card(name=_flat_name(path.stem), weights=path.name, inputs=_sample_input(shape)), path
+
+
+def _sample_input(shape: list[int] | None) -> list[TensorSpec]:
+    return [TensorSpec("input", shape)] if shape else []
+
+
+def _flat_name(text: str) -> str:
+    """A name for a file without a card, safe on any board."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".")[:64]
+    return name or "model"
+
+
+def _suffixes() -> dict[str, str]:
+    """File suffix -> format, for all formats that can load."""
+    found = {}
+    for name in plugins.names("formats"):
+        try:
+            part = plugins.load("formats", name, "load")
+        except UsageError:
+            continue  # a format that can only be written
+        found.update(dict.fromkeys(part.EXTENSIONS, name))
+    return found
+
+
+def _loader(weights: Path) -> Any:
+    known = _suffixes()
+    if weights.suffix not in known:
+        what = f"no format reads {weights.suffix or 'files without a suffix'}"
+        raise UsageError(what, str(weights), f"give one of: {', '.join(sorted(known))}")
+    return plugins.load("formats", known[weights.suffix], "load")
+
+
+def read_card(path: Path) -> Card:
+    """Read and check ``model.toml``.
+
+    Raises:
+        UsageError: it is not TOML, lacks something, or has something of a wrong type.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"model.toml can't be read: {error}", str(path), "correct it there") from None
+    data, accuracy = table.pop("data", None), table.pop("accuracy", {})
+    table.setdefault("name", path.parent.resolve().name)
+    try:
+        if not isinstance(accuracy, dict):
+            raise IntegrityError("expected a table", "accuracy")
+        card = from_dict(Card, {**table, **accuracy}, "model.toml")
+        places = _data_paths(data, path.parent) if data is not None else None
+    except (IntegrityError, TypeError) as error:
+        raise UsageError(
+            f"model.toml is wrong: {error}", f"{path}, {getattr(error, 'where', '')}", "correct it"
+        ) from None
+    _check_card(card, path)
+    return replace(card, data=places)
+
+
+def _check_card(card: Card, path: Path) -> None:
+    for name in (card.weights, card.module):
+        if not NAME.match(name):
+            raise UsageError(f"{name!r} is not the name of a file in the model's folder", str(path), "use a flat name")
+    if not NAME.match(card.name):
+        raise UsageError(f"{card.name!r} can't be a model's name", str(path), "use letters, digits, '.', '_' and '-'")
+    task = card.task.replace("-", "_")
+    if task not in plugins.names("tasks"):
+        raise plugins.unknown("task", task, plugins.names("tasks"))
+
+
+def _data_paths(table: dict[str, Any], folder: Path) -> DataPaths:
+    if not isinstance(table, dict) or not isinstance(table.get("full", {}), dict):
+        raise IntegrityError("expected a table", "data")
+    full = table.get("full", {})
+
+    def place(value: Any) -> Path | None:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise IntegrityError("a path must be a string", "data")
+        return folder / value  # an absolute path stays as it is
+
+    limit = full.get("limit")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise IntegrityError("limit must be a positive whole number", "data.full")
+    return DataPaths(
+        layout=str(table.get("layout", "")),
+        calibration=place(table.get("calibration")),
+        evaluation=place(table.get("evaluation")),
+        full_images=place(full.get("images")),
+        full_labels=place(full.get("labels")),
+        full_package=str(full.get("package", "")),
+        limit=limit,
+        license=str(table.get("license", "")),
+    )

@@ -1,0 +1,247 @@
+"""Recipes: ``prune:0.5+int8`` -> steps, split between what changes the network and what changes the exported file.
+
+A step is ``name``, ``name:value`` (its first parameter) or ``name:key=value,key=value``. A TOML file says the same as
+``[[step]]`` tables with ``name`` and the parameters by name.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgepipe import plugins
+from edgepipe.errors import UsageError
+
+BASELINE = "none"
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
+_WORD = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One step as the user wrote it: ``value`` is for its first parameter, ``params`` are by name."""
+
+    name: str
+    value: Any = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        given = [] if self.value is None else [_text(self.value)]
+        given += [f"{key}={_text(value)}" for key, value in sorted(self.params.items())]
+        return f"{self.name}:{','.join(given)}" if given else self.name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps in order; the baseline has none."""
+
+    parts: tuple[Part, ...] = ()
+
+    def __str__(self) -> str:
+        return "+".join(str(part) for part in self.parts) or BASELINE
+
+
+@dataclass(frozen=True)
+class Action:
+    """A step with all its parameters, and the plug-in that does it."""
+
+    name: str
+    params: dict[str, Any]
+    module: ModuleType
+    text: str
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the step reads the model's calibration data."""
+        needs = self.module.NEEDS_DATA
+        return bool(self.name in needs if isinstance(needs, tuple) else needs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe for one format: first ``network``, then export, then ``file``."""
+
+    recipe: Recipe
+    network: tuple[Action, ...]
+    file: tuple[Action, ...]
+
+
+@cache
+def network_steps() -> dict[str, ModuleType]:
+    """Steps that change the network, by name: one for each file of ``compress/``."""
+    modules = [plugins.load("compress", name) for name in plugins.names("compress")]
+    return {module.STEP: module for module in modules}
+
+
+@cache
+def file_steps() -> dict[str, dict[str, ModuleType]]:
+    """Steps that change the exported file: name -> format -> plug-in."""
+    found: dict[str, dict[str, ModuleType]] = {}
+    for name in plugins.names("formats"):
+        try:
+            module = plugins.load("formats", name, "quantize")
+        except UsageError:
+            continue  # a format without quantisation
+        for step in module.STEPS:
+            found.setdefault(step, {})[name] = module
+    return found
+
+
+def known() -> dict[str, str]:
+    """All steps with one line of help each, for the command line."""
+    lines = {BASELINE: "the baseline: exported as it is"}
+    lines |= {name: module.HELP for name, module in network_steps().items()}
+    for name, makers in file_steps().items():
+        lines[name] = next((module.STEPS[name] for fmt, module in makers.items() if fmt != "null"), "changes nothing")
+    return lines
+
+
+def parse(text: str) -> Recipe:
+    """Read a recipe, or the TOML file that ``text`` is the path of, and check its names and their order.
+
+    Raises:
+        UsageError: an unknown step (near names are listed) or an order that can't be, with the reason.
+    """
+    recipe = _from_toml(Path(text)) if text.endswith(".toml") else _from_text(text)
+    for part in recipe.parts:
+        if part.name not in known():
+            raise plugins.unknown("recipe step", part.name, sorted(known()))
+    _check_order(recipe)
+    return Recipe(tuple(part for part in recipe.parts if part.name != BASELINE))
+
+
+def plan(recipe: Recipe, format_name: str) -> Plan:
+    """Split a recipe for one format and fill in the parameters.
+
+    Raises:
+        UsageError: the format can't do a step, or a parameter is not known.
+    """
+    network, file = [], []
+    for part in recipe.parts:
+        if part.name in network_steps():
+            module = network_steps()[part.name]
+            network.append(Action(part.name, _params(part, module.DEFAULTS), module, str(part)))
+            continue
+        makers = file_steps()[part.name]
+        if format_name not in makers:
+            others = ", ".join(sorted(set(makers) - {"null"}))
+            raise UsageError(f"{format_name} can't {part.name}", f"recipe {recipe}", f"formats that can: {others}")
+        module = makers[format_name]
+        file.append(Action(part.name, _params(part, module.DEFAULTS[part.name]), module, str(part)))
+    return Plan(recipe, tuple(network), tuple(file))
+
+
+def without_data(format_name: str) -> list[str]:
+    """Recipes of a format that need no calibration data."""
+    steps = [name for name, makers in file_steps().items() if format_name in makers]
+    return [BASELINE, *(name for name in steps if name not in file_steps()[name][format_name].NEEDS_DATA)]
+
+
+def _from_text(text: str) -> Recipe:
+    parts = []
+    for piece in text.split("+"):
+        name, colon, rest = piece.strip().partition(":")
+        if not _NAME.match(name):
+            raise UsageError(
+                f"{piece.strip()[:40]!r} is not a step", f"recipe {text[:80]!r}", "write steps as in prune:0.5+int8"
+            )
+        value, params = None, {}
+        for item in rest.split(",") if colon else ():
+            key, equals, given = item.partition("=")
+            word = given if equals else key
+            if not _WORD.match(word) or (equals and not _NAME.match(key)) or (not equals and value is not None):
+                raise UsageError(
+                    f"{item[:40]!r} can't be read", f"step {piece[:60]!r}", "write name:value or name:key=value"
+                )
+            if equals:
+                params[key] = _scalar(given)
+            else:
+                value = _scalar(key)
+        parts.append(Part(name, value, params))
+    return Recipe(tuple(parts))
+
+
+def _from_toml(path: Path) -> Recipe:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("no such recipe file", str(path), "check the path") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe file can't be read: {error}", str(path), "correct it there") from None
+    steps = table.get("step")
+    if set(table) != {"step"} or not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise UsageError(
+            "a recipe file holds [[step]] tables and nothing else", str(path), 'e.g. [[step]] name = "int8"'
+        )
+    parts = []
+    for step in steps:
+        name, params = step.get("name"), {key: value for key, value in step.items() if key != "name"}
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise UsageError("a [[step]] has no name", str(path), 'add name = "..."')
+        for key, value in params.items():
+            if not _NAME.match(key) or not isinstance(value, int | float | str) or not _WORD.match(_text(value)):
+                raise UsageError(f"the parameter {key[:40]} must be a number or a word", str(path), "correct it there")
+        parts.append(Part(name, None, params))
+    return Recipe(tuple(parts))
+
+
+def _check_order(recipe: Recipe) -> None:
+    """Refuse what can't be done in that order, and say why."""
+    where = f"recipe {recipe}"
+    names = [part.name for part in recipe.parts]
+    if not names:
+        raise UsageError("the recipe is empty", where, "use none for the baseline")
+    if BASELINE in names and (len(names) > 1 or recipe.parts[0] != Part(BASELINE)):
+        raise UsageError("none is the baseline and stands alone", where, "leave it out, or use it alone")
+    quantised = ""
+    for name in names:
+        if quantised and name in network_steps():
+            what = f"{name} changes the network, but {quantised} has already turned it into a quantised file"
+            raise UsageError(what, where, f"put {name} before {quantised}")
+        if quantised and name in file_steps():
+            what = (
+                f"{name} can't follow {quantised}: both start from the float file, and {quantised} has rounded it off"
+            )
+            raise UsageError(what, where, f"keep one of them: {quantised} or {name}")
+        quantised = name if name in file_steps() else quantised
+
+
+def _params(part: Part, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The defaults with what the user gave in their place; each value of its default's type."""
+    given = dict(part.params)
+    if part.value is not None:
+        if not defaults:
+            raise UsageError(f"{part.name} takes no value", f"step {part}", f"write {part.name}")
+        given = {next(iter(defaults)): part.value, **given}
+    for key, value in given.items():
+        if key not in defaults:
+            if defaults:
+                raise plugins.unknown(f"parameter of {part.name}", key, sorted(defaults))
+            raise UsageError(f"{part.name} takes no parameters", f"step {part}", f"write {part.name}")
+        kind = type(defaults[key])
+        if kind is float and isinstance(value, int):
+            given[key] = float(value)
+        elif type(value) is not kind:
+            what = f"{key} must be a {'word' if kind is str else 'number' if kind is float else 'whole number'}"
+            raise UsageError(what, f"step {part}", f"e.g. {part.name}:{key}={_text(defaults[key])}")
+        elif isinstance(value, int) and value < 1:
+            raise UsageError(f"{key} must be 1 or more", f"step {part}", f"e.g. {part.name}:{key}={defaults[key]}")
+    return {**defaults, **given}
+
+
+def _scalar(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,241 @@
+"""Tables for a terminal. Wide terminals get one line a row, narrow ones two; a failed row stays, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from edgepipe.report.rows import (
+    DASH,
+    ON_BOARD,
+    Row,
+    boards,
+    bound,
+    caveat,
+    drop,
+    facts,
+    final,
+    interval,
+    measurement_facts,
+    millis,
+    number,
+    plain,
+    provenance,
+    rows,
+    score,
+    size,
+    span,
+)
+from edgepipe.schema import Accuracy, Artifact, Report, Rung, Step
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+WIDE, NARROW = 120, 72  # one line a row from the one, no table at all below the other
+SPOKEN = 4  # rows up to which warnings are written out
+_STYLES = {"ok": "green", "unstable": "yellow", "throttled": "yellow", "not measured": "dim"}
+
+
+class _Ladder(Protocol):
+    @property
+    def accuracy(self) -> Accuracy: ...
+    @property
+    def parity(self) -> list[Rung]: ...
+
+
+class _Made(Protocol):
+    @property
+    def steps(self) -> list[Step]: ...
+
+
+class Exported(Protocol):
+    """What `show_exports` needs to know of an exported file."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """The file."""
+
+    @property
+    def ladder(self) -> _Ladder | None:
+        """Its accuracy and parity; None where there was no data."""
+
+    @property
+    def made(self) -> _Made:
+        """The steps it was made by."""
+
+
+def show_reports(reports: Sequence[Report], console: Console) -> None:
+    """Print one table for each board, and below it why rows failed or what they warn of."""
+    if not reports:
+        console.print("nothing was measured yet: edgepipe deploy --target loopback", markup=False)
+        return
+    for board, found in boards(rows(reports)):
+        console.print()
+        console.print(_text(f"{board.target} ({board.name})" if board.name else board.target, "bold"))
+        console.print(_text("  ".join(filter(None, (facts(board), caveat(board) and f"[{caveat(board)}]"))), "dim"))
+        if console.width >= NARROW:
+            console.print(_summary(found, wide=console.width >= WIDE))
+        else:
+            for row in found:
+                console.print(_text(f"{row.name}: {', '.join(_sentence(row))}"))
+        for row in found:
+            _tell(row, console, full=len(found) <= SPOKEN)
+        if len(found) > SPOKEN and any(row.run and row.run.warnings for row in found):
+            console.print(_text("* has warnings: edgepipe runs show ID", "dim"))
+
+
+def show_report(report: Report, console: Console) -> None:
+    """Print one report whole: steps, accuracy, parity, board, measurement, warnings, provenance."""
+    row = rows([report])[0]
+    board = report.board
+    console.print(_text(f"{row.name} on {board.target}", "bold"))
+    console.print(_text(f"{report.id or 'no id'}  {report.created}", "dim"))
+    console.print(_text("  ".join(filter(None, (facts(board), caveat(board) and f"[{caveat(board)}]"))), "dim"))
+    if report.steps:
+        console.print(_steps(report.steps, report.accuracy))
+    _ladder(report.accuracy, report.parity, console)
+    if report.measurement:
+        console.print(_pairs("measurement", measurement_facts(report.measurement)))
+    console.print(_pairs("provenance", provenance(report)))
+    _tell(row, console, full=True)
+
+
+def show_exports(exports: Iterable[Exported], console: Console) -> None:
+    """Print each exported file: where it is, its size, its steps, accuracy and parity."""
+    for item in exports:
+        artifact = item.artifact
+        console.print()
+        console.print(_text(f"{artifact.model} {artifact.recipe} {artifact.format}".strip(), "bold"))
+        console.print(_text(f"{artifact.path}  {size(artifact.bytes)}, {size(artifact.bytes_gzip)} gzipped"))
+        ladder = item.ladder
+        if item.made.steps:
+            console.print(_steps(item.made.steps, ladder.accuracy if ladder else None))
+        if ladder is None:
+            console.print(_text("not verified: the model has no evaluation data", "yellow"))
+        else:
+            _ladder(ladder.accuracy, ladder.parity, console)
+
+
+def _summary(found: Sequence[Row], *, wide: bool) -> Table:
+    if wide:
+        table = _table(
+            *("model", "recipe", "format", "size", "smaller", "accuracy", "change", "p50 ms", "[95 %]", "p90 ms"),
+            *("memory", "status"),
+            numbers=(3, 4, 5, 6, 7, 9, 10),
+        )
+    else:
+        table = _table(
+            *(
+                "model\nrecipe, format",
+                "size\nsmaller",
+                "accuracy\nchange",
+                "p50 ms\n[95 %]",
+                "p90 ms\nmemory",
+                "status",
+            ),
+            numbers=(1, 2, 3, 4),
+        )
+    for row in found:
+        cells = _cells(row)
+        if not wide:  # two lines a row: each pair of columns shares one
+            model, recipe, form, *rest = cells
+            pairs = [(model, f"{recipe} {form}"), *zip(rest[::2], rest[1::2], strict=True)]
+            cells = [f"{first}\n{second}".rstrip() for first, second in pairs]
+        warned = "*" if row.run and row.run.warnings else ""
+        table.add_row(*map(_lines, cells), _text(row.status + warned, _STYLES.get(row.status, "red")))
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    """The text of each column but the last."""
+    report, run, scored = row.report, row.run, row.report.accuracy
+    base = score(scored.baseline, scored) if scored else DASH
+    reached = score(row.accuracy, scored) + ("" if final(scored)[1] == ON_BOARD else " (host)") if scored else DASH
+    return [
+        *(plain(text) for text in (report.model.name, report.recipe, report.artifact.format)),
+        size(report.artifact.bytes),
+        f"{row.smaller:.3g}x" if row.smaller else "",
+        f"{base} → {reached}".replace(" % →", " →") if scored else DASH,
+        drop(scored),
+        millis(row.p50.value),
+        f"[{span(row.p50)}]" if span(row.p50) else "",
+        millis(bound(run, "p90").value),
+        size(run.memory_peak_bytes) if run else DASH,
+    ]
+
+
+def _sentence(row: Row) -> list[str]:
+    """A row in words, for a terminal too narrow for a table."""
+    reached = score(row.accuracy, row.report.accuracy)
+    return [size(row.report.artifact.bytes), reached, f"p50 {interval(row.run, 'p50')}", row.status]
+
+
+def _lines(text: str) -> Text:
+    """A cell whose second line, where it has one, is dim. Its parts are plain already."""
+    from rich.text import Text
+
+    first, _, second = text.partition("\n")
+    cell = Text(first)
+    return cell.append(f"\n{second}", "dim") if second else cell
+
+
+def _tell(row: Row, console: Console, *, full: bool) -> None:
+    """Print why a row is not ok, and its warnings with what helps."""
+    if row.status not in {"ok", "unstable", "throttled"}:
+        console.print(_text(f"{row.name}: {row.status}: {row.reason}", _STYLES.get(row.status, "red")))
+    for warning in row.run.warnings if row.run and full else []:
+        line = _text(f"{row.name}: {warning.code}: ", "yellow")
+        line.append(plain(warning.text))
+        line.append(plain(f"; {warning.hint}") if warning.hint else "", "dim")
+        console.print(line)
+
+
+def _steps(steps: Sequence[Step], accuracy: Accuracy | None) -> Table:
+    table = _table("step", "size", "accuracy", "seconds", "note", numbers=(1, 2, 3))
+    for step in steps:
+        params = ", ".join(f"{name}={value}" for name, value in step.params.items())
+        name = f"{step.name} ({params})" if params else step.name
+        scored = score(step.accuracy, accuracy) if accuracy else number(step.accuracy)
+        table.add_row(*map(_text, (name, size(step.bytes), scored, number(step.seconds), step.note)))
+    return table
+
+
+def _ladder(accuracy: Accuracy | None, parity: Sequence[Rung], console: Console) -> None:
+    if accuracy:
+        named = ("baseline", "compressed", "exported", "on_device")
+        values = ", ".join(f"{name} {score(getattr(accuracy, name), accuracy)}" for name in named)
+        reason = f" ({accuracy.reason})" if accuracy.reason else ""
+        console.print(_text(f"{accuracy.metric} on {accuracy.samples:,} samples: {values}{reason}"))
+    if not parity:
+        return
+    table = _table("against the rung before", "max abs", "mean abs", "cosine", "disagree", "note", numbers=(1, 2, 3, 4))
+    for rung in parity:
+        share = DASH if rung.disagreement is None else f"{rung.disagreement:.2%}"
+        cosine = DASH if rung.cosine is None else f"{rung.cosine:.6f}"
+        table.add_row(*map(_text, (rung.rung, number(rung.max_abs), number(rung.mean_abs), cosine, share, rung.note)))
+    console.print(table)
+
+
+def _pairs(title: str, pairs: Iterable[tuple[str, str]]) -> Table:
+    table = _table(title, "")
+    for name, text in pairs:
+        table.add_row(_text(name, "dim"), _text(text))
+    return table
+
+
+def _table(*columns: str, numbers: Sequence[int] = ()) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold dim")
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="right" if at in numbers else "left", overflow="fold", no_wrap=at in numbers)
+    return table
+
+
+def _text(text: object, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(plain(text), style)

@@ -1,0 +1,260 @@
+"""Statistics of repeated timings: pure functions of the standard library, no units assumed.
+
+Every figure here is distribution-free unless its docstring says otherwise: latencies are skewed, have several modes
+and long tails, so nothing may lean on a bell curve. docs/measurement.md tells the same story in prose.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+CONFIDENCE = 0.95
+SUSPICION = 0.4
+# hyperfine's outlier rule: a modified z-score above 10, and 10 / 0.6745 = 14.826 MADs.
+OUTLIER_MADS = 14.826
+BLOCKS = 200
+MIN_BLOCKS = 10
+
+_CERTAIN = 0.5  # below this swing the probability is 1 - 1e-6 or more, and the series converges too slowly to say so
+
+# Two-sided 95 % points of Student's t by degrees of freedom (any statistical table); 1.96 beyond.
+_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value between its confidence bounds, in the unit of the samples; a null has its ``reason``."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """The likeliest shift in a series: a segment ``[start, end)`` of it and how far its median lies off the rest.
+
+    ``shift`` is relative (0.1 = the segment is 10 % slower), ``probability`` the chance of as large a swing in a
+    series whose order means nothing.
+    """
+
+    start: int
+    end: int
+    shift: float
+    probability: float
+
+
+@lru_cache(maxsize=64)
+def minimum_samples(quantile: float, confidence: float = 0.99) -> int:
+    """Return how many samples a percentile needs before it may be stated.
+
+    MLPerf's early stopping (LoadGen, tolerance d = 0) states a percentile once the second largest sample is an upper
+    bound of it with the given confidence: the least n with P(Binomial(n, 1 - q) <= 1) <= 1 - confidence. For 0.99 that
+    is 11 (p50), 64 (p90), 130 (p95), 219 (p97), 662 (p99) and 6,636 (p99.9).
+    """
+    n = 2
+    while quantile**n + n * (1 - quantile) * quantile ** (n - 1) > 1 - confidence:
+        n += 1
+    return n
+
+
+def percentile(ordered: Sequence[float], quantile: float) -> float:
+    """Return the nearest-rank percentile of sorted samples: always a value that was really seen."""
+    return ordered[max(math.ceil(quantile * len(ordered) - 1e-9), 1) - 1]
+
+
+@lru_cache(maxsize=256)
+def interval_ranks(n: int, quantile: float, confidence: float = CONFIDENCE) -> tuple[int | None, int | None]:
+    """Return the ranks (1-based) of the order statistics that bound a percentile; null where n is too small.
+
+    With B ~ Binomial(n, q), P(X(l) <= percentile < X(u)) = P(l <= B < u): exact for any distribution (David and
+    Nagaraja, Order Statistics, section 7.1). Each tail gets half of 1 - confidence.
+    """
+    tail = (1 - confidence) / 2
+    low = _binomial_quantile(n, quantile, tail)
+    high = _binomial_quantile(n, quantile, 1 - tail) + 1
+    return (low or None), (high if high <= n else None)
+
+
+def _binomial_quantile(n: int, p: float, probability: float) -> int:
+    """The least k with P(Binomial(n, p) <= k) > probability."""
+    spread = 12 * math.sqrt(n * p * (1 - p)) + 12  # what lies further out weighs less than 1e-30
+    constant, log_p, log_q = math.lgamma(n + 1), math.log(p), math.log1p(-p)
+    total = 0.0
+    for k in range(max(int(n * p - spread), 0), n + 1):
+        total += math.exp(constant - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_p + (n - k) * log_q)
+        if total > probability:
+            return k
+    return n
+
+
+def autocorrelation(series: Sequence[float]) -> list[float]:
+    """Return the correlation of each value with the one k places later, for k from 0 to a quarter of the series.
+
+    A constant or empty series resembles itself at lag 0 alone.
+    """
+    import numpy as np
+
+    lags = max(len(series) // 4, 2)
+    values = np.asarray(series, dtype=np.float64)
+    if not len(values) or np.ptp(values) == 0:
+        return [1.0] + [0.0] * (lags - 1)
+    size = 1 << (2 * len(values) - 1).bit_length()  # padded, so that the end does not meet the start
+    spectrum = np.fft.rfft(values - values.mean(), size)
+    products = np.fft.irfft(spectrum * spectrum.conj(), size)[:lags]
+    return [float(value) for value in products / products[0]]
+
+
+def effective_samples(groups: Sequence[Sequence[float]], threshold: float) -> int:
+    """Return how many independent samples the groups are worth, where "below the threshold" tends to repeat itself.
+
+    The bounds of a percentile rest on the count of samples below it. Where that indicator resembles itself at lag k
+    with correlation r(k), its mean varies as that of n / (1 + 2 sum r(k)) independent ones. The sum ends with the
+    first pair of lags that is not positive (Geyer 1992). Chance is not counted: r(1) below two standard errors,
+    2 / sqrt n, leaves n as it is.
+    """
+    groups = [group for group in groups if group]
+    total = sum(len(group) for group in groups)
+    own = [autocorrelation([float(value <= threshold) for value in group]) for group in groups]
+    lags = min(map(len, own), default=2)
+    weights = [len(group) / total for group in groups]
+    r = [math.fsum(w * rows[lag] for w, rows in zip(weights, own, strict=True)) for lag in range(lags)]
+    if r[1] <= 2 / math.sqrt(max(total, 1)):
+        return total
+    added = r[1]
+    for lag in range(2, lags - 1, 2):
+        pair = r[lag] + r[lag + 1]
+        if pair <= 0:
+            break
+        added += pair
+    return max(int(total / (1 + 2 * added)), 1)
+
+
+def quantile_interval(groups: Sequence[Sequence[float]], quantile: float) -> Interval:
+    """Return a percentile of all groups together with its 95 % interval. One group is one process, in time order.
+
+    The bounds are order statistics of the pooled samples, for as many independent samples as there are. Where
+    processes differ by more than chance (see `differing`), they are widened to what the processes show: their range,
+    and the Student interval of the processes' own percentiles, cut at the samples seen (the highest level of
+    repetition carries the error: Kalibera and Jones, ISMM 2013).
+    """
+    ordered = sorted(value for group in groups for value in group)
+    need = minimum_samples(quantile)
+    if len(ordered) < need:
+        name = f"p{quantile * 100:g}"
+        return Interval(None, reason=f"{name} needs {need:,} samples, there are {len(ordered):,}")
+    value = percentile(ordered, quantile)
+    worth = effective_samples(groups, value)
+    low_rank, high_rank = interval_ranks(worth, quantile)
+    if low_rank is None or high_rank is None:
+        reason = f"no interval: the samples depend on each other and are worth {worth:,} independent ones"
+        return Interval(value, reason=reason)
+    low = ordered[max(math.floor(low_rank / worth * len(ordered)), 1) - 1]
+    high = ordered[min(math.ceil(high_rank / worth * len(ordered)), len(ordered)) - 1]
+    if differing(groups, quantile, value):
+        spread = _spread([percentile(sorted(group), quantile) for group in groups if group])
+        low, high = min(low, max(spread[0], ordered[0])), max(high, min(spread[1], ordered[-1]))
+    return Interval(value, low, high)
+
+
+def differing(groups: Sequence[Sequence[float]], quantile: float, value: float) -> bool:
+    """Return whether any group's own interval for the percentile misses ``value``.
+
+    A suspicion is enough: the groups share 40 % of false alarms. Widening without need costs little (the bounds of
+    samples that are alike still hold 95 %); missing a spread as small as that of the samples costs much more.
+    Groups too short for bounds of their own can't speak.
+    """
+    groups = [group for group in groups if group]
+    if len(groups) == 1:
+        return False
+    for group in groups:
+        worth = effective_samples([group], value)
+        low, high = interval_ranks(worth, quantile, 1 - SUSPICION / len(groups))
+        ordered = sorted(group)
+        if low and ordered[max(math.floor(low / worth * len(group)), 1) - 1] > value:
+            return True
+        if high and ordered[min(math.ceil(high / worth * len(group)), len(group)) - 1] < value:
+            return True
+    return False
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """The wider of the range and the 95 % Student interval of the mean of a few values."""
+    degrees = len(values) - 1
+    factor = _STUDENT_T[degrees - 1] if degrees <= len(_STUDENT_T) else 1.96
+    half = factor * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return min(*values, mean - half), max(*values, mean + half)
+
+
+def outliers(samples: Sequence[float]) -> list[int]:
+    """Return the positions of outliers: |x - median| / MAD > 14.826 (hyperfine). They are flagged, never deleted.
+
+    Where more than half of the samples are equal the MAD is 0; it counts as a thousandth of the median then, so that
+    the grain of a clock is no outlier.
+    """
+    if not samples:
+        return []
+    median = statistics.median(samples)
+    mad = statistics.median([abs(value - median) for value in samples])
+    limit = OUTLIER_MADS * max(mad, abs(median) / 1000)
+    return [position for position, value in enumerate(samples) if abs(value - median) > limit]
+
+
+def change(series: Sequence[float]) -> Change | None:
+    """Return the likeliest shift of level in a series and its probability; null below 10 samples.
+
+    The range of the cumulative sum of centred ranks, over its standard deviation sqrt(n (n^2 - 1) / 12), is
+    distribution-free; for n -> infinity it is the range of a Brownian bridge, which has Kuiper's distribution (Kuiper
+    1960; Lo 1991 for the range of partial sums). It sees a lasting step, a slow drift and a phase that comes and
+    goes. Longer series are first cut into 200 blocks, each standing for its median, so that calls that resemble their
+    neighbours do not look like a change.
+    """
+    size = max(len(series) // BLOCKS, 1)
+    blocks = [statistics.median(series[at : at + size]) for at in range(0, len(series) - size + 1, size)]
+    n = len(blocks)
+    if n < MIN_BLOCKS:
+        return None
+    walk = _walk(_ranks(blocks))
+    top, bottom = walk.index(max(walk)), walk.index(min(walk))
+    start, end = sorted((top, bottom))
+    swing = (walk[top] - walk[bottom]) / math.sqrt(n * (n * n - 1) / 12)
+    inside = series[start * size : end * size]
+    outside = [*series[: start * size], *series[end * size :]]
+    shift = statistics.median(inside) / (statistics.median(outside) or 1.0) - 1 if inside and outside else 0.0
+    return Change(start * size, end * size, shift, _kuiper(swing))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    at = 0
+    while at < len(order):
+        end = at
+        while end < len(order) and values[order[end]] == values[order[at]]:
+            end += 1
+        for position in order[at:end]:
+            ranks[position] = (at + 1 + end) / 2
+        at = end
+    return ranks
+
+
+def _walk(ranks: Sequence[float]) -> list[float]:
+    """Cumulative sums of the centred ranks, from 0 to 0."""
+    centre = (len(ranks) + 1) / 2
+    sums = [0.0]
+    for rank in ranks:
+        sums.append(sums[-1] + rank - centre)
+    return sums
+
+
+def _kuiper(swing: float) -> float:
+    """P(range of a Brownian bridge > swing) = 2 sum (4 j^2 s^2 - 1) exp(-2 j^2 s^2)."""
+    terms = ((4 * j * j * swing * swing - 1) * math.exp(-2 * j * j * swing * swing) for j in range(1, 100))
+    return min(max(2 * math.fsum(terms), 0.0), 1.0) if swing > _CERTAIN else 1.0

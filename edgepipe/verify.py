@@ -1,0 +1,206 @@
+"""Prove that the exported file, and then the board, still give the model's answers.
+
+The ladder: framework -> compressed -> exported -> quantized -> on_device. Each rung is held against the one before, so
+the rung that broke the model is named. The host's rungs run with the runtime's optimiser off: an x86 host without VNNI
+saturates int8 products and would misreport a file that is right (onnxruntime's quantization guide, "overflow").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe import cache, plugins
+from edgepipe.errors import GateError, IntegrityError
+from edgepipe.schema import Accuracy, Artifact, Rung
+
+if TYPE_CHECKING:
+    from edgepipe.data import Dataset
+    from edgepipe.export import Made
+    from edgepipe.model import Model
+
+Outputs = list[Any]  # numpy arrays, one per model output, samples first
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a rung may lose before the model counts as broken: least cosine, largest share of changed answers."""
+
+    cosine: float
+    disagreement: float
+
+
+# Float rungs recompute the same arithmetic in another order; a lossy rung changes the weights, and only a wreck fails
+# here, since what may be lost is the user's to say (--max-drop).
+EXACT = Tolerance(cosine=0.9999, disagreement=0.002)
+HALF = Tolerance(cosine=0.999, disagreement=0.01)
+LOSSY = Tolerance(cosine=0.8, disagreement=0.3)
+SAME_FILE = Tolerance(cosine=0.98, disagreement=0.05)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs climbed so far, the accuracy on each, and the outputs of the last one."""
+
+    accuracy: Accuracy
+    parity: list[Rung]
+    outputs: Outputs
+
+
+def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
+    """Climb the host's rungs: framework, compressed, exported, quantized.
+
+    Raises:
+        IntegrityError: a rung departs from the one before by more than its tolerance.
+    """
+    task = plugins.load("tasks", model.task.replace("-", "_"))
+    before: Outputs | None = framework(model, dataset) if model.module is not None else None
+    accuracy = Accuracy(metric=task.METRIC, samples=len(dataset.inputs), dataset=dataset.name)
+    accuracy = replace(accuracy, baseline=_metric(task, before, dataset))
+    _check_floor(model, accuracy)
+    parity: list[Rung] = []
+    if made.model is not model and before is not None:
+        after = framework(made.model, dataset)
+        parity.append(compare("compressed", before, after, task, LOSSY))
+        before = after
+    accuracy = replace(accuracy, compressed=_metric(task, before, dataset))
+    for number, artifact in enumerate(made.stages):
+        after = outputs_of(artifact, dataset)
+        name = "exported" if number == 0 else f"quantized:{artifact.recipe.split('+')[-1]}"
+        tolerance = EXACT if number == 0 else HALF if "fp16" in name else LOSSY
+        if before is not None:
+            parity.append(compare(name, before, after, task, tolerance))
+        before = after
+    assert before is not None
+    accuracy = replace(accuracy, exported=_metric(task, before, dataset))
+    return Ladder(accuracy, parity, before)
+
+
+def on_device(ladder: Ladder, outputs: Outputs, dataset: Dataset, task_name: str) -> Ladder:
+    """Add the board's rung: what the board answered to the same inputs."""
+    task = plugins.load("tasks", task_name.replace("-", "_"))
+    rung = compare("on_device", ladder.outputs, outputs, task, SAME_FILE)
+    accuracy = replace(ladder.accuracy, on_device=_metric(task, outputs, dataset))
+    return Ladder(accuracy, [*ladder.parity, rung], outputs)
+
+
+def gate(accuracy: Accuracy, max_drop: float | None, where: str) -> None:
+    """Hold the loss (baseline - last rung known) against ``max_drop``, both as shares of 1.
+
+    Raises:
+        GateError: the loss is larger.
+    """
+    last = next((v for v in (accuracy.on_device, accuracy.exported, accuracy.compressed) if v is not None), None)
+    if max_drop is None or accuracy.baseline is None or last is None:
+        return
+    drop = accuracy.baseline - last
+    if drop > max_drop + 1e-12:
+        what = (
+            f"{accuracy.metric} fell by {drop:.2%} ({accuracy.baseline:.2%} -> {last:.2%}), more than the"
+            f" {max_drop:.2%} allowed; nothing was activated"
+        )
+        raise GateError(what, where, "choose a gentler recipe (fp16, dynamic) or a larger --max-drop")
+
+
+def framework(model: Model, dataset: Dataset) -> Outputs:
+    """The torch module's answers to the dataset, as float32 arrays; cached by weights and data."""
+    key = cache.key("framework", model=model.facts.sha256, data=dataset.sha256, torch=cache.versions(("torch",)))
+    return _cached(key, lambda: _torch_outputs(model, dataset))
+
+
+def outputs_of(artifact: Artifact, dataset: Dataset, *, optimize: bool = False) -> Outputs:
+    """An exported file's answers to the dataset, run in a child on the host; cached by file and data."""
+    from edgepipe import runner
+    from edgepipe.agent import runtimes
+
+    def run() -> Outputs:
+        return runner.run_file(artifact, {"inputs": dataset.inputs}, optimize=optimize).outputs
+
+    versions = cache.versions(runtimes.find(runtimes.runtime_for(artifact.format)).PACKAGES)
+    key = cache.key("outputs", file=artifact.sha256, data=dataset.sha256, optimize=optimize, runtime=versions)
+    return _cached(key, run)
+
+
+def scorer(model: Model, dataset: Dataset | None) -> Callable[[Artifact], float | None] | None:
+    """A function that scores a file by the model's own metric on the host; None without labelled data."""
+    if dataset is None or dataset.labels is None:
+        return None
+    task = plugins.load("tasks", model.task.replace("-", "_"))
+    return lambda artifact: _metric(task, outputs_of(artifact, dataset), dataset)
+
+
+def compare(name: str, before: Outputs, after: Outputs, task: Any, tolerance: Tolerance) -> Rung:
+    """Hold one rung against the one before.
+
+    Raises:
+        IntegrityError: other shapes, numbers that are not finite, or beyond the tolerance.
+    """
+    import numpy as np
+
+    if [np.shape(x) for x in before] != [np.shape(x) for x in after]:
+        shapes = f"{[np.shape(x) for x in before]} became {[np.shape(x) for x in after]}"
+        raise IntegrityError(
+            f"the output shapes changed: {shapes}", f"rung {name}", "report this file: it is not the model"
+        )
+    a, b = (np.concatenate([np.ravel(x).astype(np.float64) for x in side]) for side in (before, after))
+    if not np.isfinite(b).all():
+        raise IntegrityError(
+            f"{np.count_nonzero(~np.isfinite(b))} of {b.size} outputs are not finite",
+            f"rung {name}",
+            "choose another recipe or format",
+        )
+    delta = np.abs(a - b)
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(np.dot(a, b)) / norm if norm else float(np.array_equal(a, b))
+    disagreement = float(task.disagreement(before, after))
+    rung = Rung(name, float(delta.max()), float(delta.mean()), min(cosine, 1.0), disagreement)
+    if cosine < tolerance.cosine or disagreement > tolerance.disagreement:
+        what = (
+            f"the model broke here: cosine {cosine:.4f} (at least {tolerance.cosine}), {disagreement:.1%} of the"
+            f" answers changed (at most {tolerance.disagreement:.1%})"
+        )
+        raise IntegrityError(what, f"rung {name}", "choose another recipe or format; the rungs before this one hold")
+    return rung
+
+
+def _metric(task: Any, outputs: Outputs | None, dataset: Dataset) -> float | None:
+    if outputs is None or dataset.labels is None:
+        return None
+    value = float(task.metric(outputs, dataset.labels))
+    return value if math.isfinite(value) else None
+
+
+def _check_floor(model: Model, accuracy: Accuracy) -> None:
+    if model.floor is not None and accuracy.baseline is not None and accuracy.baseline < model.floor:
+        what = f"{accuracy.metric} is {accuracy.baseline:.2%}, below the model's own floor of {model.floor:.2%}"
+        raise IntegrityError(what, model.name, "the weights or the data are not the ones model.toml describes")
+
+
+def _torch_outputs(model: Model, dataset: Dataset, batch: int = 250) -> Outputs:
+    import numpy as np
+    import torch
+
+    from edgepipe.agent.preprocess import prepare
+
+    parts: list[Outputs] = []
+    with torch.inference_mode():
+        for start in range(0, len(dataset.inputs), batch):
+            raw = dataset.inputs[start : start + batch]
+            result = model.module(torch.from_numpy(prepare(raw, model.preprocessing, dataset.layout)))
+            found = result if isinstance(result, (list, tuple)) else [result]
+            parts.append([tensor.float().numpy() for tensor in found])
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _cached(key: str, make: Callable[[], Outputs]) -> Outputs:
+    import numpy as np
+
+    def build(folder: Path) -> None:
+        np.savez(folder / "outputs.npz", *make())
+
+    folder, _ = cache.Cache().make(key, build)
+    with np.load(folder / "outputs.npz", allow_pickle=False) as arrays:
+        return [arrays[f"arr_{number}"] for number in range(len(arrays.files))]

@@ -1,0 +1,106 @@
+"""Every plug-in that the folders hold, found by walking them: a new file is under test the moment it exists."""
+
+import inspect
+
+import pytest
+
+from edgepipe import plugins, recipe
+from edgepipe.errors import UsageError
+from tests.unit import formats_kit as kit
+
+
+def parts(part):
+    found = []
+    for name in plugins.names("formats"):
+        try:
+            found.append((name, plugins.load("formats", name, part)))
+        except UsageError:
+            continue
+    return found
+
+
+def names_of(function):
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(("name", "module"), parts("export"), ids=lambda value: value if isinstance(value, str) else "")
+def test_export_parts(name, module):
+    assert names_of(module.export) == ["model", "source", "folder", "options", "call"]
+    assert isinstance(module.LIBRARIES, tuple)
+    fields = {"batch", "dynamic_batch", "opset", "ir_version", "layout", "reduce_range", "threads"}
+    assert set(module.OPTIONS) <= fields
+    assert module.SOURCE == "" or module.SOURCE in [name for name, _ in parts("export")]
+    assert module.__doc__
+    assert module.export.__doc__
+
+
+@pytest.mark.parametrize(("name", "module"), parts("load"), ids=lambda value: value if isinstance(value, str) else "")
+def test_load_parts(name, module):
+    assert names_of(module.load) == ["path", "card"]
+    assert all(suffix.startswith(".") for suffix in module.EXTENSIONS)
+
+
+def test_a_suffix_has_one_format():
+    suffixes = [suffix for _, module in parts("load") for suffix in module.EXTENSIONS]
+    assert len(suffixes) == len(set(suffixes))
+
+
+@pytest.mark.parametrize(("name", "module"), parts("quantize"), ids=lambda value: value if isinstance(value, str) else "")
+def test_quantize_parts(name, module):
+    assert set(module.STEPS) == set(module.DEFAULTS)
+    assert set(module.NEEDS_DATA) <= set(module.STEPS)
+    for step, line in module.STEPS.items():
+        assert line
+        assert "\n" not in line
+        assert step not in recipe.network_steps()
+        assert not module.DEFAULTS[step] or step not in module.NEEDS_DATA or "samples" in module.DEFAULTS[step]
+        recipe.plan(recipe.parse(step), name)
+    assert names_of(module.quantize) == ["source", "step", "params", "calibration", "folder", "options", "call"]
+
+
+@pytest.mark.parametrize("name", plugins.names("compress"))
+def test_compress(name):
+    module = plugins.load("compress", name)
+    assert recipe.network_steps()[module.STEP] is module
+    assert module.HELP
+    assert isinstance(module.NEEDS_DATA, bool)
+    assert names_of(module.compress) == ["model", "params", "data"]
+    before = kit.torch_outputs(2)
+    changed = module.compress(kit.tiny(), dict(module.DEFAULTS), None)
+    assert changed.module is not kit.tiny().module
+    assert (kit.torch_outputs(2) == before).all()
+
+
+@pytest.mark.parametrize("name", plugins.names("tasks"))
+def test_tasks(name):
+    import numpy as np
+
+    module = plugins.load("tasks", name)
+    assert isinstance(module.METRIC, str)
+    scores = [np.eye(4, dtype=np.float32)]
+    assert module.metric(scores, np.arange(4)) == 1.0
+    assert module.disagreement(scores, scores) == 0.0
+
+
+@pytest.mark.parametrize("name", [name for name, _ in parts("export")])
+def test_every_format_exports(name, monkeypatch):
+    monkeypatch.setenv("EDGEPIPE_HOME", str(kit.home()))
+    found = kit.made(name).artifact
+    assert found.format == name
+    assert found.bytes > 0
+    assert 0 < found.bytes_gzip
+    assert found.inputs[0].shape[0] == 1
+    assert kit.made(name).steps[0].name == "export"
+
+
+def test_plug_ins_are_light():
+    """Listing recipes must not cost the import of a converter."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from edgepipe import recipe, export; recipe.known(); export.formats();"
+        "print([n for n in ('torch', 'onnx', 'onnxruntime', 'openvino', 'nncf', 'litert_torch', 'numpy') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
