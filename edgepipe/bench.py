@@ -14,8 +14,9 @@ from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, GateError,
 from edgepipe.schema import Artifact, Board, Manifest, Measurement, Plan, RunOptions
 
 if TYPE_CHECKING:
-    from edgepipe.board import BoardClient, Source
+    from edgepipe.board import BoardClient
     from edgepipe.data import Dataset
+    from edgepipe.link._push import Source
     from edgepipe.progress import Progress
 
 # Lengths follow the least sample counts of MLPerf's early stopping (confidence 0.99): 130 for p95, 662 for p99.

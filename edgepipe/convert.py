@@ -91,7 +91,7 @@ def convert(request: Request, progress: Progress) -> Result:
     for format_name in request.formats:
         item = prepare(source, request.recipe, format_name, wanted, dataset, progress)
         if item.ladder:
-            verify.gate(item.ladder.accuracy, request.max_drop, f"{source.name} {request.recipe} {format_name}")
+            verify.judge(item.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}")
         done.append(item)
     placed = [replace(item, artifact=artifact.copy(item.artifact, _folder(request, item))) for item in done]
     return Result(source, request.recipe, placed)
@@ -129,7 +129,7 @@ def verify_file(file: str, against: str, max_drop: float | None, evaluation: str
     made = export.Made.of_file(found, source)
     with progress.task(f"verify {Path(file).name} against {source.name}", "s"):
         ladder = verify.climb(source, made, dataset)
-    verify.gate(ladder.accuracy, max_drop, file)
+    verify.judge(ladder, max_drop, file)
     return Export(source, made, ladder, found)
 
 

@@ -141,7 +141,7 @@ def bench_only(
             artifact = convert.artifact_of(subject)
             manifest = bench.manifest_of(artifact)
         else:
-            manifest = client.manifest(subject)
+            manifest = client.manifest(None if subject == "current" else subject)
             artifact = manifest.artifact
         bench.check_runtimes(facts, [artifact.format], target_name)
         report = _report(_facts_of(artifact), artifact, facts, target_name, manifest)
@@ -178,9 +178,7 @@ def _prepare(
     report = replace(report, recipe=request.recipe, steps=made.made.steps)
     if made.ladder:
         report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
-        verify.gate(
-            made.ladder.accuracy, request.max_drop, f"{source.name} {request.recipe} {format_name}, on the host"
-        )
+        verify.judge(made.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}, on the host")
     return _Candidate(made.artifact, manifest, report, made.ladder)
 
 
@@ -204,7 +202,7 @@ def _push_and_verify(
     source = candidate.report.model
     ladder = verify.on_device(candidate.ladder, client.arrays(answer.outputs), dataset, source.task)
     candidate.report = replace(candidate.report, accuracy=ladder.accuracy, parity=ladder.parity)
-    verify.gate(ladder.accuracy, request.max_drop, f"{source.name} {request.recipe}, {name} on {request.target}")
+    verify.judge(ladder, request.max_drop, f"{source.name} {request.recipe}, {name} on {request.target}")
 
 
 def _measure(candidate: _Candidate, request: Request, client: BoardClient, progress: Progress) -> None:

@@ -184,12 +184,16 @@ def differing(groups: Sequence[Sequence[float]], quantile: float, value: float) 
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
-    """The wider of the range and the 95 % Student interval of the mean of a few values."""
+    """The wider of the range and the 95 % Student interval of a few positive values, on a scale of ratios.
+
+    What slows a process down multiplies its times, so it is their logarithms that scatter evenly.
+    """
     degrees = len(values) - 1
     factor = _STUDENT_T[degrees - 1] if degrees <= len(_STUDENT_T) else 1.96
-    half = factor * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
-    return min(*values, mean - half), max(*values, mean + half)
+    logs = [math.log(max(value, 1e-300)) for value in values]
+    half = factor * statistics.stdev(logs) / math.sqrt(len(logs))
+    mean = statistics.fmean(logs)
+    return min(*values, math.exp(min(mean - half, 700.0))), max(*values, math.exp(min(mean + half, 700.0)))
 
 
 def outliers(samples: Sequence[float]) -> list[int]:

@@ -22,22 +22,28 @@ if TYPE_CHECKING:
     from edgepipe.export import Made
     from edgepipe.model import Model
 
+_ROUNDING = 1e-12
+
 Outputs = list[Any]  # numpy arrays, one per model output, samples first
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a rung may lose before the model counts as broken: least cosine, largest share of changed answers."""
+    """What a rung may lose before the model counts as broken: least cosine, largest share of changed answers.
+
+    Where the loss is ``meant``, the verdict waits for `judge`: the accuracy gate has the first word.
+    """
 
     cosine: float
     disagreement: float
+    meant: bool = False
 
 
-# Float rungs recompute the same arithmetic in another order; a lossy rung changes the weights, and only a wreck fails
-# here, since what may be lost is the user's to say (--max-drop).
+# Float rungs recompute the same arithmetic in another order. A lossy rung changes the weights, and what may be lost is
+# the user's to say (--max-drop); beyond its tolerance the file is a wreck whatever was said.
 EXACT = Tolerance(cosine=0.9999, disagreement=0.002)
 HALF = Tolerance(cosine=0.999, disagreement=0.01)
-LOSSY = Tolerance(cosine=0.8, disagreement=0.3)
+LOSSY = Tolerance(cosine=0.8, disagreement=0.3, meant=True)
 SAME_FILE = Tolerance(cosine=0.98, disagreement=0.05)
 
 
@@ -87,22 +93,25 @@ def on_device(ladder: Ladder, outputs: Outputs, dataset: Dataset, task_name: str
     return Ladder(accuracy, [*ladder.parity, rung], outputs)
 
 
-def gate(accuracy: Accuracy, max_drop: float | None, where: str) -> None:
-    """Hold the loss (baseline - last rung known) against ``max_drop``, both as shares of 1.
+def judge(ladder: Ladder, max_drop: float | None, where: str) -> None:
+    """Hold the loss (baseline - last rung known) against ``max_drop``, both as shares of 1, then every rung's note.
 
     Raises:
-        GateError: the loss is larger.
+        GateError: the loss is larger than allowed.
+        IntegrityError: nobody said what may be lost, and a step wrecked the model.
     """
+    accuracy = ladder.accuracy
     last = next((v for v in (accuracy.on_device, accuracy.exported, accuracy.compressed) if v is not None), None)
-    if max_drop is None or accuracy.baseline is None or last is None:
-        return
-    drop = accuracy.baseline - last
-    if drop > max_drop + 1e-12:
-        what = (
-            f"{accuracy.metric} fell by {drop:.2%} ({accuracy.baseline:.2%} -> {last:.2%}), more than the"
-            f" {max_drop:.2%} allowed; nothing was activated"
-        )
-        raise GateError(what, where, "choose a gentler recipe (fp16, dynamic) or a larger --max-drop")
+    if max_drop is not None and accuracy.baseline is not None and last is not None:
+        drop = accuracy.baseline - last
+        if drop > max_drop + _ROUNDING:
+            what = f"{accuracy.metric} fell by {drop:.2%} ({accuracy.baseline:.2%} -> {last:.2%}), more than the"
+            fix = "choose a gentler recipe (fp16, dynamic) or a larger --max-drop"
+            raise GateError(f"{what} {max_drop:.2%} allowed; nothing was activated", where, fix)
+    for rung in ladder.parity:
+        if rung.note:
+            fix = "choose another recipe or format; the rungs before this one hold"
+            raise IntegrityError(f"the model broke here: {rung.note}", f"{where}, rung {rung.rung}", fix)
 
 
 def framework(model: Model, dataset: Dataset) -> Outputs:
@@ -156,14 +165,14 @@ def compare(name: str, before: Outputs, after: Outputs, task: Any, tolerance: To
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(np.dot(a, b)) / norm if norm else float(np.array_equal(a, b))
     disagreement = float(task.disagreement(before, after))
-    rung = Rung(name, float(delta.max()), float(delta.mean()), min(cosine, 1.0), disagreement)
+    note = ""
     if cosine < tolerance.cosine or disagreement > tolerance.disagreement:
-        what = (
-            f"the model broke here: cosine {cosine:.4f} (at least {tolerance.cosine}), {disagreement:.1%} of the"
-            f" answers changed (at most {tolerance.disagreement:.1%})"
-        )
-        raise IntegrityError(what, f"rung {name}", "choose another recipe or format; the rungs before this one hold")
-    return rung
+        changed = f"{disagreement:.1%} of the answers changed (at most {tolerance.disagreement:.1%})"
+        note = f"cosine {cosine:.4f} (at least {tolerance.cosine}), {changed}"
+    if note and not tolerance.meant:
+        fix = "choose another recipe or format; the rungs before this one hold"
+        raise IntegrityError(f"the model broke here: {note}", f"rung {name}", fix)
+    return Rung(name, float(delta.max()), float(delta.mean()), min(cosine, 1.0), disagreement, note)
 
 
 def _metric(task: Any, outputs: Outputs | None, dataset: Dataset) -> float | None:

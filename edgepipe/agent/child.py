@@ -125,6 +125,8 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     warm = measure.warm_up(once, plan)
     phase("measure")
     samples = measure.timed(once, plan.min_seconds, plan.min_samples, stop_at=job["stop_at"], most=job["most"])
+    # Stopped before its share was done, other than by the bound on samples: that is the deadline.
+    late = time.perf_counter_ns() >= job["stop_at"] and len(samples) < job["most"]
     peak = measure.memory_peak_bytes()
     phase("timer")
     process = ProcessSamples(
@@ -139,7 +141,7 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     overhead = measure.timer_overhead_ns(runtimes.find("null").prepare_empty())
     phase("describe")
     executed = opened.executed() if job["describe"] else None
-    return {"process": to_dict(process), "timer_overhead_ns": overhead, "executed": executed}
+    return {"process": to_dict(process), "timer_overhead_ns": overhead, "executed": executed, "late": late}
 
 
 def _feeds(job: Dict[str, Any], opened: _Opened) -> List[Any]:

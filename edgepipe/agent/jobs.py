@@ -93,6 +93,7 @@ class Jobs:
                         raise
                     failures.append(Caution(code=type(error).__name__, text=error.what, hint=error.fix))
                     break
+        failures += [_late(number, plan) for number, each in enumerate(done, 1) if each["late"]]
         return self._raw(manifest, done, states, failures)
 
     def _bench_once(
@@ -164,6 +165,14 @@ def _share(plan: Plan) -> Plan:
     """One process's share of the run."""
     count = max(1, plan.processes)
     return dataclasses.replace(plan, min_seconds=plan.min_seconds / count, min_samples=-(-plan.min_samples // count))
+
+
+def _late(number: int, plan: Plan) -> Caution:
+    return Caution(
+        code="DeadlineError",
+        text=f"process {number} was stopped early: the deadline of {plan.deadline_seconds:g} s left it no more time",
+        hint="allow more time, or a shorter profile",
+    )
 
 
 class _Scratch:

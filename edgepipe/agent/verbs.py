@@ -109,6 +109,13 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Which:
+    """A release on the board; the current one if none is named."""
+
+    release: Optional[str] = None
+
+
+@dataclass(frozen=True)
 class Collect:
     """Whether results not yet fetched are kept."""
 
@@ -169,6 +176,11 @@ def put(session: Session, args: Put) -> Answer:
 def get(session: Session, args: Get) -> Answer:
     """Send a blob or a spooled file."""
     return Answer({}, session.store.fetch(args.sha256))
+
+
+def manifest(session: Session, args: Which) -> Answer:
+    """Say what a release is."""
+    return Answer({"manifest": to_dict(session.releases.read(args.release))})
 
 
 def verify(session: Session, args: Verify) -> Answer:
@@ -249,6 +261,7 @@ VERBS: Dict[str, Verb] = {
     "status": Verb(Status, status, False),
     "put": Verb(Put, put, False),
     "get": Verb(Get, get, False),
+    "manifest": Verb(Which, manifest, False),
     "verify": Verb(Verify, verify, True),
     "activate": Verb(Activate, activate, True),
     "bench": Verb(Bench, bench, True),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgepipe.cli import console, options
+from edgepipe.cli import console, options, outcomes
 
 
 def command(
@@ -28,7 +28,6 @@ def command(
     """Measure on the board without activating anything."""
     from edgepipe import bench
     from edgepipe import deploy as verb
-    from edgepipe.report import tables
     from edgepipe.schema import RunOptions
 
     run = RunOptions(threads=threads, batch=batch)
@@ -36,8 +35,4 @@ def command(
         outcome = verb.bench_only(
             subject, target, host, bench.plan(profile), run, bench.latency_gate(max_latency), progress
         )
-    if not quiet:
-        tables.show_reports(outcome.reports, console.stderr())
-    if json and (outcome.reports or outcome.error is None):
-        options.emit({"schema": "edgepipe.deploy/1", "reports": outcome.reports})
-    options.finish(outcome.error, document_printed=json)
+    outcomes.show(outcome, as_json=json, quiet=quiet)

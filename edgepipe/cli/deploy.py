@@ -6,17 +6,12 @@ from typing import Annotated
 
 import typer
 
-from edgepipe.cli import console, options
+from edgepipe.cli import console, options, outcomes
 from edgepipe.errors import UsageError
 
 
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A model; without it, the default of edgepipe.toml.", autocompletion=options.complete_model
-        ),
-    ] = "",
+    model: options.MaybeModel = "",
     target: options.Target = "",
     host: options.Host = "",
     recipe: options.Recipe = "",
@@ -30,25 +25,19 @@ def command(
     opset: options.Opset = 0,
     dynamic: options.Dynamic = False,
     input_shape: options.InputShape = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; touch nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done; touch nothing.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Compress, export, verify, push, measure on the board, activate and report, in one go."""
     from edgepipe import bench, config
     from edgepipe import deploy as verb
-    from edgepipe.report import tables
     from edgepipe.schema import RunOptions
 
     defaults = config.read()
-    named = model or defaults.model
-    wanted = target or defaults.target
-    if not named or not wanted:
-        missing = "which model?" if not named else "which target?"
-        raise UsageError(missing, "edgepipe deploy", "edgepipe deploy fashion-resnet8 --target loopback")
     request = verb.Request(
-        model=named,
-        target=wanted,
+        model=_needed(model or defaults.model, "model"),
+        target=_needed(target or defaults.target, "target"),
         host=host,
         recipe=recipe or defaults.recipe,
         formats=options.names(to or defaults.to, "--to"),
@@ -66,8 +55,10 @@ def command(
         return
     with console.open_progress(quiet=quiet) as progress:
         outcome = verb.deploy(request, progress)
-    if not quiet:
-        tables.show_reports(outcome.reports, console.stderr())
-    if json and (outcome.reports or outcome.error is None):
-        options.emit({"schema": "edgepipe.deploy/1", "reports": outcome.reports})
-    options.finish(outcome.error, document_printed=json)
+    outcomes.show(outcome, as_json=json, quiet=quiet)
+
+
+def _needed(name: str, noun: str) -> str:
+    if not name:
+        raise UsageError(f"which {noun}?", "edgepipe deploy", "edgepipe deploy fashion-resnet8 --target loopback")
+    return name

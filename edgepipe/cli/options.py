@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgepipe import codec
-from edgepipe.errors import EdgepipeError, UsageError
+from edgepipe.errors import UsageError
 
 
 def complete_target(incomplete: str) -> list[str]:
@@ -28,6 +28,9 @@ def complete_model(incomplete: str) -> list[str]:
 
 Model = Annotated[
     str, typer.Argument(help="A name under models/, a path, or package.module:function.", autocompletion=complete_model)
+]
+MaybeModel = Annotated[
+    str, typer.Argument(help="A model; without it, the default of edgepipe.toml.", autocompletion=complete_model)
 ]
 Target = Annotated[
     str,
@@ -113,20 +116,6 @@ def plain(value: Any) -> dict[str, Any]:
     found = codec.to_dict(value)
     assert isinstance(found, dict)
     return found
-
-
-def finish(error: EdgepipeError | None, *, document_printed: bool) -> None:
-    """End a verb whose reports are shown: with an error, its three lines and its exit code.
-
-    Raises:
-        typer.Exit: with the exit code of the error.
-    """
-    if error is None:
-        return
-    from edgepipe.cli import show
-
-    show(error, as_json=False) if document_printed else show(error)
-    raise typer.Exit(error.exit_code)
 
 
 def show_plan(plan: dict[str, Any], as_json: bool) -> None:

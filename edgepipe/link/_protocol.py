@@ -111,7 +111,7 @@ def _clean(value: Any, depth: int) -> Any:
     if isinstance(value, list):
         return [_clean(item, depth + 1) if isinstance(item, str | list | dict) else item for item in value]
     if isinstance(value, dict):
-        return {printable(key): _clean(item, depth + 1) for key, item in value.items()}
+        return {key if key.isprintable() else printable(key): _clean(item, depth + 1) for key, item in value.items()}
     return value
 
 

@@ -17,7 +17,8 @@ from edgepipe.schema import SHA256, FileRef
 
 T = TypeVar("T")
 Source = tuple[Path | bytes, FileRef | str]
-CHUNK = 256 << 10
+# With its request line a chunk fills eight SSH packets, whose data is 32 KiB - 64 at most, and no ninth.
+CHUNK = 8 * (32768 - 64) - 512
 RETRIES = 3
 _ASK = 8000
 # What is under way when a link is cut may be lost with it: this many bytes at most are sent again.
@@ -122,9 +123,7 @@ class _Push:
             if error:
                 break
             args = {"sha256": blob.sha256, "size": blob.size, "offset": offset}
-            until = self._until()
-            channel.send(_protocol.request("put", args, len(chunk)), until)
-            channel.send(chunk, until)
+            channel.send(_protocol.request("put", args, len(chunk)) + chunk, self._until())
             waiting.append((blob, len(chunk)))
             ahead += len(chunk)
         # Whatever was asked is answered, also after an error, so that the channel stays usable.

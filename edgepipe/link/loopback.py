@@ -84,6 +84,7 @@ class Sshd:
     def stop(self) -> None:
         """End the server, its sessions and whatever they started, and remove its keys."""
         process, self._process = self._process, None
+        family = descendants(process.pid) if process else []
         if process and process.stdin:
             with contextlib.suppress(OSError):
                 process.stdin.close()
@@ -92,7 +93,7 @@ class Sshd:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(3)
-        for pid in marked(self._token):
+        for pid in {*(pid for pid in family if _is_sshd(pid)), *marked(self._token)}:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         if self.folder != Path():
@@ -241,6 +242,26 @@ def marked(token: str) -> list[int]:
             if needle in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
     return [pid for pid in found if pid != os.getpid()]
+
+
+def descendants(pid: int) -> list[int]:
+    """List the children of a process, their children and so on; sessions of the server are among them."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            parent = int((entry / "stat").read_text("ascii", "replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.name))
+    found = list(children.get(pid, []))
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def _is_sshd(pid: int) -> bool:
+    """Tell whether a process seen a moment ago still is a server's: its number may belong to another by now."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text("ascii", "replace").startswith("sshd")
+    return False
 
 
 def _free_port() -> int:

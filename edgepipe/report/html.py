@@ -107,11 +107,11 @@ def _cells(row: Row, key: str) -> list[str]:
     count = len(run.warnings) if run else 0
     kind = _kind(row)
     said = row.reason if kind == "bad" else f"{count} warning{'' if count == 1 else 's'}" if count else ""
-    first = f'<a href="#{key}">{escape(report.model.name)}</a><small>{escape(report.recipe)}</small>'
+    first = f'<a href="#{key}">{escape(report.model.name)}</a><small>{escape(row.recipe)}</small>'
     status = f'<span class="status {kind}">{escape(row.status)}</span><small>{escape(said)}</small>'
     smaller = f"{number(row.smaller)}x smaller" if row.smaller and report.recipe != "none" else ""
     return [
-        f'<td data-value="{escape(report.model.name)} {escape(report.recipe)}">{first}</td>',
+        f'<td data-value="{escape(report.model.name)} {escape(row.recipe)}">{first}</td>',
         _cell("format", report.artifact.format, escape(report.artifact.format)),
         _cell("size", report.artifact.bytes, _two(size(report.artifact.bytes), smaller), "num"),
         _cell("accuracy", reached, _two(score(reached, accuracy), base), "num"),
@@ -170,12 +170,12 @@ def _pair(found: list[Row]) -> str:
         said = f"{row.name}: {score(reached, accuracy)}"
         text = f"{said}, {size(report.artifact.bytes)}, {row.status}"
         runs = row.status not in _BROKEN
-        sizes.append(svg.Point(report.artifact.bytes, reached, report.recipe, text, series, shape, solid=runs))
+        sizes.append(svg.Point(report.artifact.bytes, reached, row.recipe, text, series, shape, solid=runs))
         if row.p50.value is not None:
             text = f"{said}, p50 {millis(row.p50.value)} ms [{span(row.p50)}], {row.status}"
             ends = (row.p50.low, row.p50.high)
             ranked = row.status == "ok"
-            times.append(svg.Point(row.p50.value, reached, report.recipe, text, series, shape, *ends, solid=ranked))
+            times.append(svg.Point(row.p50.value, reached, row.recipe, text, series, shape, *ends, solid=ranked))
     up = (accuracy.metric, lambda value: tick(value, accuracy))
     plots: list[tuple[str, list[svg.Point], tuple[str, svg.Text]]] = [
         (f"Size against {where}", sizes, ("file size", size))
@@ -208,7 +208,8 @@ def _legend(formats: list[str], models: list[str], points: list[svg.Point]) -> s
 def _run(row: Row, key: str, *, unfold: bool) -> str:
     report, run = row.report, row.run
     parts = []
-    if row.status != "ok" and row.reason:
+    spoken = [warning.text for warning in run.warnings] if run else []
+    if row.status != "ok" and row.reason and row.reason not in spoken:
         parts.append(f'<p class="bad">{escape(row.status)}: {escape(row.reason)}</p>')
     if run and run.warnings:
         said = (

@@ -55,10 +55,19 @@ class Row:
         return self.run.reason or first
 
     @property
+    def recipe(self) -> str:
+        """The recipe, with threads and batch where they are not 1."""
+        run, parts = self.run, [self.report.recipe]
+        if run and run.threads != 1:
+            parts.append(f"{run.threads} threads")
+        if run and run.batch != 1:
+            parts.append(f"batch {run.batch}")
+        return plain(", ".join(parts))
+
+    @property
     def name(self) -> str:
         """Model, recipe and format on one line."""
-        report = self.report
-        return plain(f"{report.model.name} {report.recipe} {report.artifact.format}")
+        return plain(f"{self.report.model.name} {self.recipe} {self.report.artifact.format}")
 
 
 def rows(reports: Iterable[Report]) -> list[Row]:

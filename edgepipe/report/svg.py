@@ -17,6 +17,7 @@ WIDTH, HEIGHT = 520, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 16, 46
 SHAPES = 4
 BINS = 64
+ROW = 13  # px of a percentile's row
 _LOG_FROM = 4.0  # values this many times apart are drawn on a logarithmic axis
 _LETTER = 6.3  # px of an average letter at the size of labels
 _TICKS = 5
@@ -158,13 +159,8 @@ def distribution(groups: Sequence[Sequence[float]], marks: Sequence[Mark], title
     """Draw latencies in ms: a histogram of all, below it the share reached by each process, percentiles marked."""
     values = sorted(value for group in groups for value in group)
     axis = _axis([values[0], values[-1]], LEFT, WIDTH - RIGHT, pad=0.03)
-    middle, floor = 150.0, float(HEIGHT - BOTTOM)
+    middle, floor = 168.0, float(HEIGHT - BOTTOM)
     canvas = _Canvas()
-    for mark in marks:
-        if mark.low is not None and mark.high is not None:
-            left, right = axis.at(mark.low), axis.at(mark.high)
-            band = f"{mark.name} is between {mark.low:.4g} and {mark.high:.4g} ms (95 %)"
-            canvas.box(left, TOP + 14, max(right - left, 1), floor - TOP - 14, "band", band)
     _histogram(canvas, values, axis, middle)
     up = Axis(0, 1, floor, middle + 14)
     for tick in (0, 0.5, 1):
@@ -172,7 +168,8 @@ def distribution(groups: Sequence[Sequence[float]], marks: Sequence[Mark], title
         canvas.text(LEFT - 8, up.at(tick) + 4, f"{tick:.0%}", anchor="end")
     for group in groups:
         canvas.path(_steps(sorted(group), axis, up), "share")
-    _percentiles(canvas, marks, axis, floor)
+    for row, mark in enumerate(marks):
+        _percentile(canvas, mark, axis, TOP + row * ROW, floor)
     for tick in axis.ticks():
         canvas.line(axis.at(tick), floor, axis.at(tick), floor + 4, "axis")
         canvas.text(axis.at(tick), floor + 17, f"{tick:.4g}")
@@ -256,7 +253,7 @@ def _histogram(canvas: _Canvas, values: Sequence[float], axis: Axis, floor: floa
     most = max(counts)
     for at, count in enumerate(counts):
         if count:
-            height = max((floor - TOP - 18) * count / most, 1.5)  # a single slow call stays in sight
+            height = max((floor - TOP - 4 * ROW) * count / most, 1.5)  # a single slow call stays in sight
             canvas.box(axis.start + at * step + 0.5, floor - height, step - 1, height, "bin", f"{count:,} calls")
     canvas.line(LEFT, floor, WIDTH - RIGHT, floor, "axis")
 
@@ -271,14 +268,17 @@ def _steps(ordered: Sequence[float], axis: Axis, up: Axis) -> list[tuple[float, 
     return found
 
 
-def _percentiles(canvas: _Canvas, marks: Sequence[Mark], axis: Axis, floor: float) -> None:
-    edge = float(LEFT)
-    for mark in marks:
-        x = axis.at(mark.value)
-        canvas.line(x, TOP + 4, x, floor, "mark")
-        if x - 10 >= edge:  # room for its name
-            canvas.text(x, TOP, mark.name, "label")
-            edge = x + 14
+def _percentile(canvas: _Canvas, mark: Mark, axis: Axis, y: float, floor: float) -> None:
+    """A line at the percentile, from a row of its own with its name and its interval."""
+    x, ends = axis.at(mark.value), [axis.at(end) for end in (mark.low, mark.high) if end is not None]
+    canvas.line(x, y, x, floor, "mark")
+    if ends:
+        canvas.line(ends[0], y, ends[-1], y, "interval")
+    right = max([x, *ends])
+    if right + 40 < WIDTH - RIGHT:
+        canvas.text(right + 7, y + 4, mark.name, "label", "start")
+    else:
+        canvas.text(min([x, *ends]) - 7, y + 4, mark.name, "label", "end")
 
 
 def _cut(text: str, length: int) -> str:

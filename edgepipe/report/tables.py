@@ -154,7 +154,7 @@ def _cells(row: Row) -> list[str]:
     base = score(scored.baseline, scored) if scored else DASH
     reached = score(row.accuracy, scored) + ("" if final(scored)[1] == ON_BOARD else " (host)") if scored else DASH
     return [
-        *(plain(text) for text in (report.model.name, report.recipe, report.artifact.format)),
+        *(plain(text) for text in (report.model.name, row.recipe, report.artifact.format)),
         size(report.artifact.bytes),
         f"{row.smaller:.3g}x" if row.smaller else "",
         f"{base} → {reached}".replace(" % →", " →") if scored else DASH,

@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from edgepipe.agent import runtimes
 from edgepipe.agent.precision import describe
 from edgepipe.errors import BoardError, UsageError
 from edgepipe.runner import run_file
-from edgepipe.schema import Manifest, Preprocessing, RunOptions, TensorSpec
+from edgepipe.schema import Manifest, Plan, Preprocessing, RunOptions, TensorSpec
 
 RNG = np.random.RandomState(0)
 WEIGHTS, BIAS = RNG.randn(3, 8).astype("f"), RNG.randn(3).astype("f")
@@ -160,6 +161,34 @@ def test_a_bench_on_the_agent_gives_sane_samples(agent, linear, tools, batch):
     assert run["timer_overhead_ns"] < 20_000 and run["runtime_version"]
     assert run["precision_executed"].startswith("float32 (")
     assert agent.good("status")["current"] is None, "a bench activates nothing"
+
+
+def test_a_run_that_its_deadline_cuts_short_keeps_what_it_has_and_says_so(agent, tools):
+    manifest, content = tools.null(sleep=0.05)
+    agent.push(content)
+    plan = Plan(processes=1, min_seconds=60, warmup_seconds=0.2, warmup_runs=2, deadline_seconds=4)
+    run = agent.bench(manifest, plan=plan)
+    assert [failure["code"] for failure in run["failures"]] == ["DeadlineError"]
+    assert 20 <= len(run["processes"][0]["samples_ns"]) <= 75
+    error = agent.bad("bench", manifest=manifest, plan=Plan(deadline_seconds=0.1), options=RunOptions())
+    assert error["kind"] == "DeadlineError"
+
+
+def test_a_process_that_fails_after_the_first_leaves_the_first_in_place(agent, tools, tmp_path):
+    """The file is replaced while the second process is about to open it."""
+    manifest, content = tools.null(sleep=0.01)
+    agent.push(content)
+    agent.send("bench", manifest=manifest, plan=Plan(processes=2, min_seconds=2, min_samples=2), options=RunOptions())
+    model = agent.root / "releases" / manifest.id / "model.json"
+    assert tools.eventually(lambda: any((agent.root / "tmp").iterdir()), 10)
+    assert tools.eventually(model.exists)
+    first = next((agent.root / "tmp").iterdir())
+    time.sleep(1.0)
+    model.unlink()
+    assert tools.eventually(lambda: not first.exists(), 10)
+    run = agent.reply()["result"]
+    assert len(run["processes"]) == 1 and len(run["processes"][0]["samples_ns"]) >= 50
+    assert run["failures"][0]["code"] == "BoardError" and "can't load" in run["failures"][0]["text"]
 
 
 def test_verify_on_the_agent_runs_all_samples(agent, linear, tools):

@@ -77,10 +77,18 @@ def test_three_formats_through_a_real_sshd_cold_then_warm(cli: Cli) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-@pytest.fixture
-def local(cli: Cli) -> Cli:
-    """A local board that already runs a release: fp32 ONNX."""
+@pytest.fixture(scope="session")
+def deployed(shared: Path) -> Path:
+    """The home of a local board that already runs a release: fp32 ONNX."""
+    cli = Cli(shared / "deployed", shared)
     cli("deploy", "fashion-resnet8", "--target", "local", "--to", "onnx", "--eval", "shipped", "--quiet")
+    return cli.home
+
+
+@pytest.fixture
+def local(cli: Cli, deployed: Path) -> Cli:
+    """A copy of that board for this test alone."""
+    shutil.copytree(deployed, cli.home, symlinks=True)
     return cli
 
 
@@ -163,7 +171,7 @@ def test_ctrl_c_at_any_time_leaves_the_old_release_and_no_process(local: Cli, de
 @pytest.mark.parametrize(("crash", "word"), [("SIGILL", "SIGILL"), ("SIGSEGV", "SIGSEGV")])
 def test_a_runtime_that_crashes_is_exit_4_and_the_old_release_stays(local: Cli, crash: str, word: str) -> None:
     before = active(local)
-    site = local.home / "boards" / "local" / "sites" / "onnxruntime"
+    site = local.home / "boards" / "local" / ".edgepipe" / "sites" / "onnxruntime"
     (site / "onnxruntime").mkdir(parents=True)
     (site / "onnxruntime" / "__init__.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{crash})\n")
     (site / "onnxruntime-9.9.dist-info").mkdir()

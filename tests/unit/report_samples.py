@@ -28,7 +28,7 @@ from edgepipe.schema import (
 )
 
 PLAN = Plan()
-OPTIONS = RunOptions(threads=2)
+OPTIONS = RunOptions(threads=1)
 
 
 def process(samples: list[int], *, steady: bool = True, batch: int = 1) -> ProcessSamples:

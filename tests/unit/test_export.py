@@ -76,7 +76,9 @@ def test_a_shared_prefix_is_reused(shared, monkeypatch):
     kit.made("onnx")
     calls = []
     real = isolate.call
-    monkeypatch.setattr(isolate, "call", lambda target, kwargs, **k: (calls.append(target), real(target, kwargs, **k))[1])
+    monkeypatch.setattr(
+        isolate, "call", lambda target, kwargs, **k: (calls.append(target), real(target, kwargs, **k))[1]
+    )
     store = Cache(kit.home() / "work")
     made = export.make(kit.tiny(), "fp16", "onnx", ExportOptions(threads=3), cache=store)
     assert calls in (["edgepipe.formats.onnx.quantize:fp16"], [])
@@ -176,23 +178,63 @@ def test_formats_of_files():
         export.check(found, "null", ["onnx"])
 
 
-@pytest.mark.parametrize(("opset", "ir_version"), [(19, 9), (17, 8), (14, 7)])
-def test_older_opsets(shared, opset, ir_version):
+@pytest.mark.slow
+def test_an_older_opset(shared):
     import onnx
 
-    made = export.make(kit.tiny(), "none", "onnx", ExportOptions(opset=opset, ir_version=ir_version), cache=shared)
+    made = export.make(kit.tiny(), "none", "onnx", ExportOptions(opset=17, ir_version=8), cache=shared)
     loaded = onnx.load(made.artifact.path)
-    assert loaded.opset_import[0].version == made.artifact.opset == opset
-    assert loaded.ir_version == made.artifact.ir_version == ir_version
+    assert loaded.opset_import[0].version == made.artifact.opset == 17
+    assert loaded.ir_version == made.artifact.ir_version == 8
     assert np.abs(kit.run(made.artifact, kit.prepared("NCHW")) - kit.torch_outputs()).max() < 1e-5
 
 
-@pytest.mark.parametrize(("opset", "ir_version", "what"), [(9, None, "opset 9"), (None, 3, "IR version 3")])
-def test_impossible_versions_are_refused(shared, opset, ir_version, what):
-    with pytest.raises(UsageError, match=what):
-        export.make(kit.tiny(), "none", "onnx", ExportOptions(opset=opset, ir_version=ir_version), cache=shared)
+def lowered(tmp_path, opset, ir_version):
+    from edgepipe.formats.onnx.export import convert
+
+    found = kit.made("onnx").artifact
+    specs = [dataclasses.asdict(spec) for spec in found.inputs], [dataclasses.asdict(spec) for spec in found.outputs]
+    target = tmp_path / "lower.onnx"
+    return target, convert(found.path, str(target), *specs, batch=1, opset=opset, ir_version=ir_version)
 
 
+@pytest.mark.parametrize(("opset", "ir_version"), [(19, 9), (18, 8), (14, 7)])
+def test_files_brought_down(tmp_path, opset, ir_version):
+    import onnx
+
+    target, facts = lowered(tmp_path, opset, ir_version)
+    loaded = onnx.load(target)
+    assert (loaded.opset_import[0].version, loaded.ir_version) == (opset, ir_version)
+    assert (facts["opset"], facts["ir_version"]) == (opset, ir_version)
+    found = dataclasses.replace(kit.made("onnx").artifact, path=str(target))
+    assert np.abs(kit.run(found, kit.prepared("NCHW")) - kit.torch_outputs()).max() < 1e-5
+
+
+def test_impossible_versions_are_refused(shared, tmp_path):
+    with pytest.raises(UsageError, match="can't be brought down to opset 9"):
+        lowered(tmp_path, 9, None)
+    with pytest.raises(UsageError, match="IR version 3"):
+        export.make(kit.tiny(), "none", "onnx", ExportOptions(ir_version=3), cache=shared)
+
+
+def test_a_conversion_that_changes_the_outputs_is_refused(tmp_path, monkeypatch):
+    import onnx
+    from onnx import numpy_helper
+
+    real = onnx.version_converter.convert_version
+
+    def wrong(loaded, opset):
+        lower = real(loaded, opset)
+        tensor = next(item for item in lower.graph.initializer if len(item.dims) == 4)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.01, tensor.name))
+        return lower
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", wrong)
+    with pytest.raises(IntegrityError, match="changes its outputs"):
+        lowered(tmp_path, 17, None)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("format_name", ["onnx", "openvino"])
 def test_dynamic_batch(shared, format_name):
     made = export.make(kit.tiny(), "none", format_name, ExportOptions(dynamic_batch=True), cache=shared)
@@ -222,10 +264,21 @@ def test_a_model_file_with_a_fixed_batch(shared):
     assert "--batch 1" in caught.value.fix
 
 
-def test_a_batch_of_four_quantised(shared):
-    made = export.make(kit.tiny(), "int8:samples=6", "onnx", ExportOptions(batch=4), cache=shared)
-    assert made.artifact.inputs[0].shape == [4, 3, 8, 8]
-    assert "over 4 samples" in made.steps[-1].note
+@pytest.mark.parametrize("format_name", ["onnx", "tflite"])
+@pytest.mark.parametrize(("samples", "sizes"), [(8, [4, 4]), (9, [4, 4]), (4, [4]), (3, [4]), (1, [4])])
+def test_calibration_in_batches(format_name, samples, sizes):
+    """A converter with a batch of four is fed fours: the rest is left out, too few are repeated."""
+    from edgepipe.formats.onnx import quantize as onnx_quantize
+    from edgepipe.formats.tflite import quantize as tflite_quantize
+
+    array = np.arange(samples * 2).reshape(samples, 2)
+    if format_name == "onnx":
+        feeds = list(onnx_quantize._batches({"x": array}, 4))
+    else:
+        feeds = list(tflite_quantize._feeds([array], ["x"], 4))
+    assert [len(feed["x"]) for feed in feeds] == sizes
+    assert (feeds[0]["x"][0] == array[0]).all()
+    assert {tuple(row) for feed in feeds for row in feed["x"]} <= {tuple(row) for row in array}
 
 
 def test_artifact_of_a_bare_file():
@@ -251,6 +304,7 @@ def test_a_converter_that_crashes_leaves_no_entry(tmp_path, monkeypatch):
     assert not list((tmp_path / "tmp").iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_an_export(tmp_path):
     """A real interruption of a real export: exit by KeyboardInterrupt, no child left, nothing half-written."""
     code = (

@@ -1,6 +1,5 @@
-"""Each format for real: what it writes computes what the network does; what is damaged is refused with a typed error."""
+"""Each format for real: what it writes computes what the network does; what is damaged is refused."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -130,7 +129,9 @@ def test_damaged_files_are_typed_errors(name, damage, tmp_path):
     path = Path(artifact.copy(kit.made(name).artifact, tmp_path).path)
     content = path.read_bytes()
     noise = np.random.default_rng(0).integers(0, 256, len(content), dtype=np.uint8).tobytes()
-    path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "noise": noise, "text": b"hello"}[damage])
+    path.write_bytes(
+        {"empty": b"", "truncated": content[: len(content) // 2], "noise": noise, "text": b"hello"}[damage]
+    )
     with pytest.raises(EdgepipeError) as caught:
         model.load(str(path))
     assert caught.value.exit_code in (4, 5)
@@ -186,7 +187,7 @@ def test_onnx_external_data_beside_it_is_taken_in(tmp_path):
     loaded = onnx.load(kit.made("onnx").artifact.path)
     path = tmp_path / "big.onnx"
     onnx.save(loaded, path, save_as_external_data=True, location="big.data", size_threshold=0)
-    assert os.path.getsize(tmp_path / "big.data")
+    assert (tmp_path / "big.data").stat().st_size
     found = model.load(str(path))
     made = export.make(found, "none", "onnx", cache=Cache(kit.home() / "work"))
     assert np.abs(kit.run(made.artifact, kit.prepared("NCHW")) - kit.torch_outputs()).max() < 1e-5
@@ -196,7 +197,9 @@ def test_onnx_external_data_beside_it_is_taken_in(tmp_path):
 def test_an_xml_bomb_is_not_unpacked(tmp_path):
     shutil.copy(Path(kit.made("openvino").artifact.path).with_suffix(".bin"), tmp_path / "m.bin")
     entities = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
-    bomb = f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a0 "aaaaaaaaaa">{entities}]><net name="&a11;" version="11"></net>'
+    bomb = (
+        f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a0 "aaaaaaaaaa">{entities}]><net name="&a11;" version="11"></net>'
+    )
     (tmp_path / "m.xml").write_text(bomb)
     with pytest.raises(EdgepipeError):
         model.load(str(tmp_path / "m.xml"))

@@ -81,7 +81,7 @@ def test_our_own_errors_come_through():
 
 def alive(pid):
     try:
-        return f"\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
 
@@ -116,7 +116,9 @@ def test_an_interruption_kills_the_child(tmp_path):
 
 
 def test_the_child_dies_with_its_parent(tmp_path):
-    code = f"from edgepipe import isolate; isolate.call('isolate_targets:hang', {{'pidfile': {str(tmp_path / 'pid')!r}}})"
+    code = (
+        f"from edgepipe import isolate; isolate.call('isolate_targets:hang', {{'pidfile': {str(tmp_path / 'pid')!r}}})"
+    )
     path = os.pathsep.join([str(tmp_path), str(Path(isolate.__file__).parent.parent)])
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
     end = time.monotonic() + 10

@@ -79,7 +79,7 @@ def test_no_such_model(folder, ref):
 
 def test_a_file_no_format_reads(folder):
     (folder / "x.h5").write_text("x")
-    with pytest.raises(UsageError, match="no format reads .h5") as caught:
+    with pytest.raises(UsageError, match=r"no format reads \.h5") as caught:
         model.load(str(folder / "x.h5"))
     assert ".onnx" in caught.value.fix
 
@@ -87,7 +87,7 @@ def test_a_file_no_format_reads(folder):
 def test_other_weights_than_promised(folder):
     content = (folder / "weights.safetensors").read_bytes()
     (folder / "weights.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(IntegrityError, match="not those model.toml promises"):
+    with pytest.raises(IntegrityError, match=r"not those model\.toml promises"):
         model.load("tiny")
 
 
@@ -102,7 +102,7 @@ def test_truncated_weights(folder, keep):
 
 def test_missing_and_surplus_keys_are_listed(folder):
     rewrite(folder, lambda weights: weights.pop("head.bias"))
-    with pytest.raises(IntegrityError, match="lack head.bias"):
+    with pytest.raises(IntegrityError, match=r"lack head\.bias"):
         model.load("tiny")
 
 
@@ -118,14 +118,14 @@ def test_three_keys_at_most(folder):
 
 def test_wrong_shapes(folder):
     rewrite(folder, lambda weights: weights.update({"head.bias": weights["head.bias"][:2].clone()}))
-    with pytest.raises(IntegrityError, match="other shapes at head.bias"):
+    with pytest.raises(IntegrityError, match=r"other shapes at head\.bias"):
         model.load("tiny")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(folder, value):
     rewrite(folder, lambda weights: weights["head.weight"].view(-1)[3:4].fill_(value))
-    with pytest.raises(IntegrityError, match="NaN or infinity: head.weight"):
+    with pytest.raises(IntegrityError, match=r"NaN or infinity: head\.weight"):
         model.load("tiny")
 
 
@@ -143,12 +143,12 @@ def test_missing_weights_and_module(folder):
     [
         ('task = "image', 'task = "imagee', "no such task"),
         ("weights = ", "weights == ", "can't be read"),
-        ('weights = "weights', 'weights = "../weights', "flat name"),
-        ('weights = "weights', 'weights = "/weights', "flat name"),
+        ('weights = "weights', 'weights = "../weights', "not the name of a file"),
+        ('weights = "weights', 'weights = "/weights', "not the name of a file"),
         ('name = "tiny"', "name = 3", "wrong"),
         ('name = "tiny"', 'name = "a b"', "can't be a model's name"),
         ("shape = [3, 8, 8]", 'shape = "3"', "wrong"),
-        ("shape = [3, 8, 8]", "shape = [3, 0, 8]", "all positive"),
+        ("shape = [3, 8, 8]", "shape = [3, 0, 8]", r"has shape \[3, 0, 8\]"),
         ("shape = [3, 8, 8]", "shape = [1, 8, 8]", "does not run"),
         ("shape = [4]", "shape = [5]", "model.toml says"),
         ('layout = "NHWC"', 'layout = "NHWC"\nfull = 3', "wrong"),

@@ -102,6 +102,13 @@ def test_a_row_says_what_was_measured():
     assert millis(p50.value) in out and f"[{span(p50)}]" in out
 
 
+def test_threads_and_batch_are_told_apart():
+    one, two = report(run=measured()), report(recipe="int8", run=measured(threads=4, batch=8))
+    out = re.sub(r"\s+", " ", shown(one, two, width=200))
+    assert "int8, 4 threads, batch 8" in out and "1 thread" not in out
+    assert "int8, 4 threads, batch 8" in html.page([one, two])
+
+
 def test_few_rows_speak_their_warnings_with_what_helps():
     groups = steady(random.Random(2))
     groups[1] = [int(v * 1.2) for v in groups[1]]
@@ -229,6 +236,8 @@ def test_times_of_two_boards_share_no_plot():
     plots = re.findall(r'<svg role="img" aria-label="Latency against.*?</svg>', page)
     assert len(plots) == 2
     assert "throttled" in plots[0] and "throttled" not in plots[1]
+    assert plots[0].count("hollow") == 2, "the unstable and the throttled run"
+    assert plots[1].count("hollow") == 0
 
 
 def test_only_ok_runs_are_ranked():

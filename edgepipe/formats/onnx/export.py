@@ -35,6 +35,9 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
     own = model.preprocessing.layout
     if options.layout and options.layout != own:
         raise UsageError(f"onnx keeps the model's layout {own or '(none)'}", f"layout {options.layout}", "leave it out")
+    if options.ir_version and options.ir_version < _OLDEST_IR:
+        what = f"no file for IR version {options.ir_version} can be made"
+        raise UsageError(what, "ir_version", f"use {_OLDEST_IR} or more")
     facts = call(
         f"{__name__}:convert",
         {
@@ -74,8 +77,6 @@ def convert(
     if wanted and _opset(model) > wanted:
         model = _lower(model, wanted)
     limit = ir_version or (max(IR_VERSION, model.ir_version) if source.endswith(".onnx") else IR_VERSION)
-    if limit < _OLDEST_IR:
-        raise UsageError(f"no file for IR version {limit} can be made", "ir_version", f"use {_OLDEST_IR} or more")
     model.ir_version = min(model.ir_version, limit)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, target)

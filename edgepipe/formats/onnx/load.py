@@ -71,7 +71,8 @@ def inspect(path: str) -> dict[str, Any]:
     model, external = read(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [_spec(value) for value in model.graph.input if value.name not in weights]
-    parameters = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in _WEIGHT_TYPES)
+    stored = [tensor for tensor in model.graph.initializer if tensor.dims and tensor.data_type in _WEIGHT_TYPES]
+    parameters = sum(math.prod(tensor.dims) for tensor in stored)
     for value in model.graph.input:  # one sample, for counting
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].dim_value:

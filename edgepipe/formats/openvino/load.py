@@ -53,6 +53,8 @@ def inspect(path: str) -> dict[str, Any]:
     except RuntimeError as error:
         text = " ".join(str(error).split())[-200:]
         raise IntegrityError(f"not a sound OpenVINO model: {text}", path, "get both files again") from None
+    if not model.outputs:
+        raise IntegrityError("not a sound OpenVINO model: it has no outputs", path, "get both files again")
     constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
     weights = [op for op in constants if op.get_element_type().to_string() in ("f32", "f16", "bf16", "i8", "u8")]
     return {

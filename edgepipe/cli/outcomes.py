@@ -1,0 +1,31 @@
+"""How `deploy` and `bench` end: the table for people, the document for scripts, the error's lines and its exit code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from edgepipe.cli import console, options
+
+if TYPE_CHECKING:
+    from edgepipe.deploy import Outcome
+
+
+def show(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
+    """Show what was reached, and end with the error that stopped it, if one did.
+
+    Raises:
+        typer.Exit: with the exit code of that error.
+    """
+    from edgepipe.cli import show as show_error
+    from edgepipe.report import tables
+
+    if not quiet and outcome.reports:
+        tables.show_reports(outcome.reports, console.stderr())
+    printed = as_json and bool(outcome.reports or outcome.error is None)
+    if printed:
+        options.emit({"schema": "edgepipe.deploy/1", "reports": outcome.reports})
+    if outcome.error:
+        show_error(outcome.error, as_json=as_json and not printed)
+        raise typer.Exit(outcome.error.exit_code)
