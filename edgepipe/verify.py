@@ -116,7 +116,7 @@ def judge(ladder: Ladder, max_drop: float | None, where: str) -> None:
 
 def framework(model: Model, dataset: Dataset) -> Outputs:
     """The torch module's answers to the dataset, as float32 arrays; cached by weights and data."""
-    key = cache.key("framework", model=model.facts.sha256, data=dataset.sha256, torch=cache.versions(("torch",)))
+    key = cache.key("framework", model=model.identity, data=dataset.sha256, torch=cache.versions(("torch",)))
     return _cached(key, lambda: _torch_outputs(model, dataset))
 
 

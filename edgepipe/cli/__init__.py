@@ -61,6 +61,8 @@ def _run(arguments: list[str]) -> int:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "edgepipe"
         raise UsageError(error.format_message(), where, f"{where} --help") from None
+    if result == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this code without a word
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 
