@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from typing import Dict, Iterator, List, Optional, Tuple
 
 from edgepipe.agent.disk import Disk, board_error, disk_full, free_bytes
@@ -155,14 +156,32 @@ class Store:
     def _complete(self, sha: str) -> None:
         """Verify a full partial and give it its place among the blobs, safe against a power cut."""
         partial = self.path("partial", sha)
-        self.disk.sync(partial)
-        if sha256_file(partial) != sha:
+        if self._flush_and_hash(partial) != sha:
             self.disk.unlink(partial)
             raise IntegrityError(
                 "the bytes that arrived have another hash; they were dropped", f"blob {sha}", "send the blob again"
             )
         self.disk.rename(partial, self.path("blobs", sha))
         self.disk.sync(self.path("blobs"))
+
+    def _flush_and_hash(self, path: str) -> str:
+        """Flush a file to the disk and hash it at the same time: on a large blob each takes as long as the other."""
+        failures: List[OSError] = []
+
+        def flush() -> None:
+            try:
+                self.disk.sync(path)
+            except OSError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=flush, name="flush")
+        thread.start()
+        try:
+            return sha256_file(path)
+        finally:
+            thread.join()
+            if failures:
+                raise failures[0]
 
     def blob(self, sha: str) -> str:
         """The path of a complete blob.

@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from edgepipe import bench, board, data, export, model, targets
@@ -14,9 +15,10 @@ from edgepipe.agent.preprocess import prepare
 from edgepipe.artifact import ExportOptions
 from edgepipe.progress import Silent
 from edgepipe.schema import Plan, RunOptions
-from tests.bench.figure import Figure, at_most, interleaved, missing, within
+from tests.bench.figure import Figure, at_most, missing, within
 
-ROUNDS, SECONDS = 7, 2.0
+# A batch makes a call long enough for a share of it to mean something: a Python binding alone costs some 10 to 30 us.
+ROUNDS, SECONDS, BATCH = 9, 1.0, 32
 PLAN = Plan("quick", processes=1, min_seconds=SECONDS, min_samples=130)
 BARE = """
 import sys, time, numpy, onnxruntime
@@ -43,12 +45,13 @@ def figures(folder: Path) -> list[Figure]:
     sample = data.evaluation(source, "shipped")
     assert sample is not None
     made = {
-        name: export.make(source, "none", name, ExportOptions(), Silent()).artifact for name in ("onnx", "openvino")
+        name: export.make(source, "none", name, ExportOptions(batch=BATCH), Silent()).artifact
+        for name in ("onnx", "openvino")
     }
     feed = folder / "feed.npy"
     import numpy as np
 
-    np.save(feed, prepare(sample.inputs[:1], made["onnx"].preprocessing, sample.layout))
+    np.save(feed, prepare(sample.inputs[:BATCH], made["onnx"].preprocessing, sample.layout))
     found = []
     with board.connect(targets.load("local"), bench.owner(), Silent()) as client:
         content, inputs = bench.samples_blob(sample)
@@ -57,7 +60,7 @@ def figures(folder: Path) -> list[Figure]:
         def agent(format_name: str) -> float:
             artifact = made[format_name]
             client.push([*bench.files_of(artifact), (content, inputs)])
-            raw = client.bench(bench.manifest_of(artifact), PLAN, RunOptions(threads=1), inputs)
+            raw = client.bench(bench.manifest_of(artifact), PLAN, RunOptions(threads=1, batch=BATCH), inputs)
             if raw.timer_overhead_ns is not None:
                 overheads.append(raw.timer_overhead_ns)
             return statistics.median(raw.processes[0].samples_ns)
@@ -66,28 +69,45 @@ def figures(folder: Path) -> list[Figure]:
             command = [sys.executable, "-c", BARE, made["onnx"].path, str(feed), str(SECONDS)]
             return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-        ours, theirs, ratio = interleaved(lambda: agent("onnx"), bare, ROUNDS)
-        detail = f"({ours / 1e6:.4f} / {theirs / 1e6:.4f} ms)"
-        found.append(within("agent / bare Python loop, ONNX Runtime", ratio, 0.01, detail))
+        found.append(_agree("agent / bare Python loop, ONNX Runtime", lambda: agent("onnx"), bare, 0.01))
         found.append(_openvino(made["openvino"].path, lambda: agent("openvino")))
         found.append(at_most("timer overhead, null runtime", statistics.median(overheads) / 1e3, 20, "us"))
     return found
 
 
-def _openvino(path: str, agent: object) -> Figure:
+def _openvino(path: str, agent: Callable[[], float]) -> Figure:
     name = "agent / benchmark_app, OpenVINO"
     program = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
     if not program:
         return missing(name, "the openvino wheel has no benchmark_app here")
 
     def native() -> float:
-        flags = ["-d", "CPU", "-hint", "latency", "-nireq", "1", "-nthreads", "1", "-t", str(int(SECONDS))]
+        flags = [
+            "-d",
+            "CPU",
+            "-hint",
+            "none",
+            "-nireq",
+            "1",
+            "-nstreams",
+            "1",
+            "-nthreads",
+            "1",
+            "-t",
+            str(int(SECONDS)),
+        ]
         done = subprocess.run(
             [program, "-m", path, *flags, "-api", "sync"], capture_output=True, text=True, check=False
         )
-        median = re.search(r"Median:\s+([0-9.]+) ms", done.stdout)
+        median = re.search(r"Median:\s+([0-9.]+) (us|ms)", done.stdout)
         assert median, done.stdout[-500:] + done.stderr[-500:]
-        return float(median[1]) * 1e6
+        return float(median[1]) * {"us": 1e3, "ms": 1e6}[median[2]]
 
-    ours, theirs, ratio = interleaved(agent, native, ROUNDS)  # type: ignore[arg-type]
-    return within(name, ratio, 0.02, f"({ours / 1e6:.4f} / {theirs / 1e6:.2f} ms)")
+    return _agree(name, agent, native, 0.02)
+
+
+def _agree(name: str, ours: Callable[[], float], theirs: Callable[[], float], share: float) -> Figure:
+    """Compare the best medians of interleaved rounds: other work on the machine only ever makes a round slower."""
+    pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
+    best = min(a for a, _ in pairs), min(b for _, b in pairs)
+    return within(name, best[0] / best[1], share, f"({best[0] / 1e6:.3f} / {best[1] / 1e6:.3f} ms)")

@@ -55,15 +55,18 @@ def _push(server: Sshd, ssh: list[str], folder: Path) -> Figure:
     batch_put.write_text(f"put {file} {folder / 'received'}\n")
     batch_none.write_text("pwd\n")
 
+    content = os.urandom(SIZE)
+    file.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+
     def sftp() -> float:
+        os.sync()  # so that neither side waits for what the other one wrote
         base = ["sftp", "-q", "-P", str(server.port), *ssh]
         whole = seconds([*base, "-b", str(batch_put), host])
         return whole - seconds([*base, "-b", str(batch_none), host])
 
     def push() -> float:
-        content = os.urandom(SIZE)
-        file.write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
+        os.sync()
         with board.connect(targets.load("loopback"), bench.owner(), Silent()) as client:
             started = time.perf_counter()
             assert client.push([(file, digest)]) >= SIZE
