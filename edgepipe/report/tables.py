@@ -26,7 +26,7 @@ from edgepipe.report.rows import (
     size,
     span,
 )
-from edgepipe.schema import Accuracy, Artifact, Report, Rung, Step
+from edgepipe.schema import Accuracy, Artifact, Caution, Report, Rung, Step
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDE, NARROW = 120, 72  # one line a row from the one, no table at all below the other
-SPOKEN = 4  # rows up to which warnings are written out
 _STYLES = {"ok": "green", "unstable": "yellow", "throttled": "yellow", "not measured": "dim"}
 
 
@@ -81,9 +80,8 @@ def show_reports(reports: Sequence[Report], console: Console) -> None:
             for row in found:
                 console.print(_text(f"{row.name}: {', '.join(_sentence(row))}"))
         for row in found:
-            _tell(row, console, full=len(found) <= SPOKEN)
-        if len(found) > SPOKEN and any(row.run and row.run.warnings for row in found):
-            console.print(_text("* has warnings: edgepipe runs show ID", "dim"))
+            _tell_failure(row, console)
+        _tell_warnings(found, console)
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -99,7 +97,8 @@ def show_report(report: Report, console: Console) -> None:
     if report.measurement:
         console.print(_pairs("measurement", measurement_facts(report.measurement)))
     console.print(_pairs("provenance", provenance(report)))
-    _tell(row, console, full=True)
+    _tell_failure(row, console)
+    _tell_warnings([row], console)
 
 
 def show_exports(exports: Iterable[Exported], console: Console) -> None:
@@ -181,15 +180,29 @@ def _lines(text: str) -> Text:
     return cell.append(f"\n{second}", "dim") if second else cell
 
 
-def _tell(row: Row, console: Console, *, full: bool) -> None:
-    """Print why a row is not ok, and its warnings with what helps."""
+def _tell_failure(row: Row, console: Console) -> None:
+    """Print why a row has no figures."""
     if row.status not in {"ok", "unstable", "throttled"}:
         console.print(_text(f"{row.name}: {row.status}: {row.reason}", _STYLES.get(row.status, "red")))
-    for warning in row.run.warnings if row.run and full else []:
-        line = _text(f"{row.name}: {warning.code}: ", "yellow")
-        line.append(plain(warning.text))
+
+
+def _tell_warnings(found: Sequence[Row], console: Console) -> None:
+    """Print the warnings with what helps; one that several runs share is told once, in the words of the first."""
+    told: dict[str, list[tuple[Row, Caution]]] = {}
+    for row in found:
+        for warning in row.run.warnings if row.run else []:
+            told.setdefault(warning.code, []).append((row, warning))
+    for code, pairs in told.items():
+        row, warning = pairs[0]
+        several = (
+            f"{code}, {len({id(row) for row, _ in pairs})} of {len(found)} runs: " if len(found) > 1 else f"{code}: "
+        )
+        line = _text(several, "yellow")
+        line.append(plain(f"{row.name}: {warning.text}" if len(found) > 1 else warning.text))
         line.append(plain(f"; {warning.hint}") if warning.hint else "", "dim")
         console.print(line)
+    if told and len(found) > 1:
+        console.print(_text("* all of a run's warnings: edgepipe runs show ID", "dim"))
 
 
 def _steps(steps: Sequence[Step], accuracy: Accuracy | None) -> Table:

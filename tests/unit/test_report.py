@@ -109,6 +109,16 @@ def test_threads_and_batch_are_told_apart():
     assert "int8, 4 threads, batch 8" in html.page([one, two])
 
 
+def test_a_warning_that_several_runs_share_is_told_once():
+    groups = steady(random.Random(2))
+    groups[1] = [int(v * 1.2) for v in groups[1]]
+    run = measurement.conclude(raw(groups), PLAN, OPTIONS)
+    out = re.sub(r"\s+", " ", shown(report(run=run), report(recipe="int8", run=run), width=140))
+    assert out.count("processes_differ") == 1
+    assert "processes_differ, 2 of 2 runs:" in out
+    assert "edgepipe runs show ID" in out
+
+
 def test_few_rows_speak_their_warnings_with_what_helps():
     groups = steady(random.Random(2))
     groups[1] = [int(v * 1.2) for v in groups[1]]
