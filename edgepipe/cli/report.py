@@ -31,5 +31,5 @@ def command(
             console.stderr().print(f"wrote {html}", markup=False)
     if json:
         options.emit({"schema": "edgepipe.runs/1", "reports": chosen})
-    elif not quiet:
+    elif not quiet and not html:
         tables.show_reports(chosen, console.stdout())

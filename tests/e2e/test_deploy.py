@@ -71,7 +71,14 @@ def test_three_formats_through_a_real_sshd_cold_then_warm(cli: Cli) -> None:
     assert status["current"] == document["reports"][2]["release"]["id"]
     assert status["previous"] == document["reports"][1]["release"]["id"]
     assert cli.json("rollback", "--target", "loopback")["release"]["id"] == status["previous"]
-    listed = cli.json("runs", "list")["reports"]
+    process = cli.start("deploy", "fashion-resnet8", "--target", "loopback", "--to", "onnx", "--eval", "shipped")
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert nothing_left(cli)
+    assert cli.json("status", "--target", "loopback")["current"] == status["previous"]
+    listed = cli.json("runs", "list", "--limit", "4")["reports"]
     assert len(listed) == 4
     assert "fashion-resnet8" in cli("runs", "show", listed[0]["id"]).stdout
     cli("report", "--html", "report.html")
@@ -138,8 +145,9 @@ def test_an_accuracy_gate_is_held_before_anything_is_measured(local: Cli, tmp_pa
     assert active(local) == before
 
 
-def descendants(marker: str) -> list[int]:
+def started_by(cli: Cli) -> list[int]:
     """Processes that carry this home in their environment: everything a command started."""
+    marker = f"EDGEPIPE_HOME={cli.home}"
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -149,6 +157,14 @@ def descendants(marker: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def nothing_left(cli: Cli) -> bool:
+    """Whether all processes of a command are gone within ten seconds."""
+    deadline = time.monotonic() + 10
+    while (left := started_by(cli)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not left
 
 
 @pytest.mark.slow
@@ -163,11 +179,28 @@ def test_ctrl_c_at_any_time_leaves_the_old_release_and_no_process(local: Cli, de
     assert "interrupted" in err
     assert "Traceback" not in err
     assert active(local) == before
-    deadline = time.monotonic() + 10
-    while (left := descendants(f"EDGEPIPE_HOME={local.home}")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == []
+    assert nothing_left(local)
     assert local.json("status", "--target", "local")["lock"] is None
+
+
+@pytest.mark.slow
+def test_an_agent_killed_while_it_measures_is_one_clear_error(local: Cli) -> None:
+    before = active(local)
+    process = local.start("deploy", "fashion-mbv2", "--target", "local", "--eval", "shipped")
+    assert process.stderr
+    said = []
+    while "on the board" not in (line := process.stderr.readline()):
+        said.append(line)
+        assert line, said
+    time.sleep(2)  # into the measurement
+    agents = [pid for pid in started_by(local) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    assert len(agents) == 1
+    os.kill(agents[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in {3, 4}, err
+    assert [line.split(":")[0].strip() for line in err.splitlines()[-3:]] == ["error", "where", "fix"]
+    assert active(local) == before
+    assert nothing_left(local)
 
 
 def install_runtime(cli: Cli, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
