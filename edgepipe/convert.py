@@ -141,7 +141,7 @@ def artifact_of(file: str, source: Model | None = None) -> Artifact:
         if path.is_dir() or Path(found.path).name == path.name:
             artifact.check(found)
             return found
-    return export.artifact_of_file(path, source)
+    return replace(export.artifact_of_file(path, source), recipe=verify.UNKNOWN)
 
 
 def _folder(request: Request, item: Export) -> Path:

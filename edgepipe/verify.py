@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import cache, plugins
+from edgepipe import cache, plugins, recipe
 from edgepipe.errors import GateError, IntegrityError
 from edgepipe.schema import Accuracy, Artifact, Rung
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgepipe.model import Model
 
 _ROUNDING = 1e-12
+UNKNOWN = "unknown"  # the recipe of a file that came without a manifest
 
 Outputs = list[Any]  # numpy arrays, one per model output, samples first
 
@@ -43,6 +44,7 @@ class Tolerance:
 # the user's to say (--max-drop); beyond its tolerance the file is a wreck whatever was said.
 EXACT = Tolerance(cosine=0.9999, disagreement=0.002)
 HALF = Tolerance(cosine=0.999, disagreement=0.01)
+QUANTIZED = Tolerance(cosine=0.97, disagreement=0.06, meant=True)
 LOSSY = Tolerance(cosine=0.8, disagreement=0.3, meant=True)
 SAME_FILE = Tolerance(cosine=0.98, disagreement=0.05)
 
@@ -73,16 +75,25 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
         parity.append(compare("compressed", before, after, task, LOSSY))
         before = after
     accuracy = replace(accuracy, compressed=_metric(task, before, dataset))
-    for number, artifact in enumerate(made.stages):
+    for artifact in made.stages:
         after = outputs_of(artifact, dataset)
-        name = "exported" if number == 0 else f"quantized:{artifact.recipe.split('+')[-1]}"
-        tolerance = EXACT if number == 0 else HALF if "fp16" in name else LOSSY
+        name, tolerance = _rung_of(artifact)
         if before is not None:
             parity.append(compare(name, before, after, task, tolerance))
         before = after
     assert before is not None
     accuracy = replace(accuracy, exported=_metric(task, before, dataset))
     return Ladder(accuracy, parity, before)
+
+
+def _rung_of(artifact: Artifact) -> tuple[str, Tolerance]:
+    """The rung a file stands on, and what it may lose: by the last step of its recipe."""
+    last = artifact.recipe.split("+")[-1]
+    if artifact.recipe == UNKNOWN:
+        return "exported", QUANTIZED
+    if last.split(":")[0] in recipe.file_steps():
+        return f"quantized:{last}", HALF if last == "fp16" else QUANTIZED
+    return "exported", EXACT
 
 
 def on_device(ladder: Ladder, outputs: Outputs, dataset: Dataset, task_name: str) -> Ladder:

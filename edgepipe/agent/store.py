@@ -64,18 +64,22 @@ class Store:
     def __init__(self, root: str, disk: Optional[Disk] = None) -> None:
         self.root = os.path.abspath(os.path.expanduser(root))
         self.disk = disk or Disk()
+        self._prepared = False
 
     def path(self, *parts: str) -> str:
         """A path below the root."""
         return os.path.join(self.root, *parts)
 
     def prepare(self) -> None:
-        """Make the folders, mode 0700."""
+        """Make the folders, mode 0700. Once: a push asks for it thousands of times."""
+        if self._prepared:
+            return
         try:
             os.makedirs(self.root, 0o700, exist_ok=True)
             for name in _FOLDERS:
                 if not os.path.isdir(self.path(name)):
                     self.disk.mkdir(self.path(name))
+            self._prepared = True
         except OSError as error:
             raise board_error(error, self.root) from None
 

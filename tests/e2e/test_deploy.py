@@ -248,3 +248,21 @@ def test_bench_measures_a_bare_file_and_activates_nothing(local: Cli) -> None:
     assert active(local) == before
     again = local.json("bench", "current", "--target", "local")
     assert again["reports"][0]["artifact"]["model"] == "fashion-resnet8"
+
+
+@pytest.mark.slow
+def test_verify_knows_a_quantised_file_and_a_wrong_one(cli: Cli) -> None:
+    request = ("export", "fashion-mbv2", "--to", "onnx", "--eval", "shipped", "--quiet")
+    cli(*request, "--recipe", "int8", "-o", "out")
+    file = cli.cwd / "out" / "fashion-mbv2-int8-onnx" / "model.onnx"
+    document = cli.json("verify", str(file), "--against", "fashion-mbv2", "--eval", "shipped", "--max-drop", "1%")
+    assert [rung["rung"] for rung in document["parity"]] == ["quantized:int8"]
+    bare = cli.cwd / "bare.onnx"
+    bare.write_bytes(file.read_bytes())
+    document = cli.json("verify", str(bare), "--against", "fashion-mbv2", "--eval", "shipped")
+    assert document["recipe"] == "unknown"
+    assert document["accuracy"]["exported"] > 0.9
+    assert (
+        "the model broke here"
+        in cli("verify", str(bare), "--against", "fashion-resnet8", "--eval", "shipped", code=5).stderr
+    )
