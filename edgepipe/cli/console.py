@@ -78,7 +78,8 @@ class _Bar:
         self.amount = ""
 
     def update(self, done: float, total: float | None = None, text: str = "") -> None:
-        self.amount = amount(done, total, self._unit)
+        # Where time is the measure the bar's own clock shows it.
+        self.amount = "" if self._unit == "s" else amount(done, total, self._unit)
         self._bars.update(self._number, completed=done, total=total, amount=self.amount, text=text)
 
 
