@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepipe import measurement, paths, plugins
+from edgepipe import cache, measurement, paths, plugins
 from edgepipe.agent.runtimes import runtime_for
+from edgepipe.artifact import portable
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, GateError, LinkError, UsageError
 from edgepipe.schema import Artifact, Board, Manifest, Measurement, Plan, RunOptions
 
@@ -40,9 +41,8 @@ def plan(profile: str) -> Plan:
 
 def manifest_of(artifact: Artifact) -> Manifest:
     """The release a board gets for this artifact. It names the files, never a path of the host."""
-    flat = replace(artifact, path=Path(artifact.path).name)
     name = f"{artifact.model or 'model'}-{artifact.format}"[:64]
-    return Manifest(name=name, artifact=flat, runtime=runtime_for(artifact.format))
+    return Manifest(name=name, artifact=portable(artifact), runtime=runtime_for(artifact.format))
 
 
 def files_of(artifact: Artifact) -> list[Source]:
@@ -154,7 +154,6 @@ def latency_gate(text: str) -> LatencyGate | None:
 def versions() -> dict[str, str | None]:
     """Versions of edgepipe, Python and the libraries a figure depends on; null where one is not installed."""
     import platform
-    from importlib import metadata
 
     from edgepipe import __version__
 
@@ -163,13 +162,9 @@ def versions() -> dict[str, str | None]:
         "openvino": "openvino", "nncf": "nncf", "litert_torch": "litert-torch",
         "ai_edge_quantizer": "ai-edge-quantizer", "tensorflow": "tensorflow", "numpy": "numpy", "paramiko": "paramiko",
     }  # fmt: skip
-    found: dict[str, str | None] = {"edgepipe": __version__, "python": platform.python_version()}
-    for key, package in names.items():
-        try:
-            found[key] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[key] = None
-    return found
+    found = cache.versions(tuple(names.values()))
+    own = {"edgepipe": __version__, "python": platform.python_version()}
+    return {**own, **{key: found[package] for key, package in names.items()}}
 
 
 def owner() -> str:

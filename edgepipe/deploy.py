@@ -85,8 +85,9 @@ def deploy(request: Request, progress: Progress) -> Outcome:
             for name in request.formats:
                 candidate = _prepare(request, source, dataset, name, facts, target, progress)
                 candidates.append(candidate)
+            samples = bench.samples_blob(dataset) if dataset is not None else None
             for candidate in candidates:
-                _push_and_verify(candidate, dataset, request, client, progress)
+                _push_and_verify(candidate, dataset, samples, request, client, progress)
             for candidate in candidates:
                 _measure(candidate, request, client, progress)
             for candidate in candidates:
@@ -188,13 +189,21 @@ def saturates(facts: Board) -> bool:
 
 
 def _push_and_verify(
-    candidate: _Candidate, dataset: Dataset | None, request: Request, client: BoardClient, progress: Progress
+    candidate: _Candidate,
+    dataset: Dataset | None,
+    samples: tuple[bytes, str] | None,
+    request: Request,
+    client: BoardClient,
+    progress: Progress,
 ) -> None:
-    """Send what the board lacks, let it answer the evaluation set, and hold the answers against the host's."""
-    if dataset is None or candidate.ladder is None:
+    """Send what the board lacks, let it answer the evaluation set, and hold the answers against the host's.
+
+    ``samples`` is the dataset as a blob with its sha256, packed once for all candidates.
+    """
+    if dataset is None or samples is None or candidate.ladder is None:
         candidate.bytes_sent = client.push(bench.files_of(candidate.artifact))
         return
-    content, candidate.inputs = bench.samples_blob(dataset)
+    content, candidate.inputs = samples
     candidate.bytes_sent = client.push([*bench.files_of(candidate.artifact), (content, candidate.inputs)])
     name = candidate.manifest.name
     with progress.task(f"verify {name} on the board, {len(dataset.inputs)} samples", "s") as task:

@@ -193,8 +193,6 @@ class RunOptions:
     threads: int = 1
     batch: int = 1
     optimize: bool = True
-    allow_fallback: bool = False
-    profile_path: str = ""
 
 
 @dataclass(frozen=True)
