@@ -32,7 +32,8 @@ class ExportOptions:
 
     ``opset`` and ``ir_version`` are upper limits (an old runtime on the board); ``layout`` asks for an input layout
     other than the format's own; ``reduce_range`` keeps int8 weights to 7 bits, for x86 CPUs with AVX2 and no VNNI,
-    whose 8-bit products saturate; ``threads`` is for calibration on this machine.
+    whose 8-bit products saturate; ``threads`` is for calibration on this machine; ``synthetic`` allows calibration on
+    made-up data where the model has none.
     """
 
     batch: int = 1
@@ -42,6 +43,7 @@ class ExportOptions:
     layout: str | None = None
     threads: int = 2
     reduce_range: bool = False
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,18 @@ def build(
 def gzip_size(path: Path) -> int:
     """The size in bytes of the file as ``gzip -6`` would make it (without its name in the header)."""
     packer = zlib.compressobj(6, zlib.DEFLATED, _GZIP)
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            total += len(packer.compress(block))
+    return total + len(packer.flush())
+
+
+def zstd_size(path: Path) -> int:
+    """The size in bytes of the file as ``zstd`` would make it at its default level, 3."""
+    import zstandard
+
+    packer = zstandard.ZstdCompressor(level=3).compressobj()
     total = 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -89,7 +89,7 @@ def convert(request: Request, progress: Progress) -> Result:
     wanted = ExportOptions(batch=request.batch, dynamic_batch=request.dynamic, opset=request.opset)
     done = []
     for format_name in request.formats:
-        item = prepare(source, request.recipe, format_name, wanted, dataset, progress)
+        item = prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop)
         if item.ladder:
             verify.judge(item.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}")
         done.append(item)
@@ -98,15 +98,22 @@ def convert(request: Request, progress: Progress) -> Result:
 
 
 def prepare(
-    source: Model, recipe: str, format_name: str, wanted: ExportOptions, dataset: Dataset | None, progress: Progress
+    source: Model,
+    recipe: str,
+    format_name: str,
+    wanted: ExportOptions,
+    dataset: Dataset | None,
+    progress: Progress,
+    max_drop: float | None = None,
 ) -> Export:
     """Make one format of a model by a recipe, with the accuracy after each step, and climb the host's ladder.
 
     Raises:
+        GateError: a step lost more than ``max_drop``.
         IntegrityError: a rung of the parity ladder broke.
     """
     evaluate = verify.scorer(source, dataset)
-    made = export.make(source, recipe, format_name, wanted, progress, evaluate)
+    made = export.make(source, recipe, format_name, wanted, progress, evaluate, max_drop=max_drop)
     if dataset is None:
         return Export(source, made, None, made.artifact)
     with progress.task(f"verify {source.name} {recipe} {format_name} on the host", "s"):

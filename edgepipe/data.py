@@ -26,16 +26,35 @@ _WITHOUT = "use a recipe that needs no data: none, fp16 or dynamic"
 
 @dataclass(frozen=True)
 class DataPaths:
-    """Where a model's data sets are. ``layout`` is that of the raw arrays; ``full_*`` name an optional larger set."""
+    """Where a model's data sets are. ``layout`` is that of the raw arrays.
+
+    ``full`` and ``full_training`` are larger sets that need not be installed. ``validation`` is what a choice between
+    models is made on; the evaluation set is for the last word alone.
+    """
 
     layout: str = ""
     calibration: Path | None = None
     evaluation: Path | None = None
-    full_images: Path | None = None
-    full_labels: Path | None = None
-    full_package: str = ""
-    limit: int | None = None
+    training: Path | None = None
+    validation: Path | None = None
+    full: IdxPair | None = None
+    full_training: IdxPair | None = None
     license: str = ""
+
+
+@dataclass(frozen=True)
+class IdxPair:
+    """Two IDX files of which the first ``limit`` samples are used; ``package`` is what installs them."""
+
+    images: Path
+    labels: Path
+    package: str = ""
+    limit: int | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether both files are there."""
+        return self.images.is_file() and self.labels.is_file()
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,26 @@ def calibration(model: _Model) -> Dataset:
     return _shipped(model, model.data.calibration, "calibration")
 
 
+def synthetic(model: _Model, samples: int = 256) -> Dataset:
+    """Made-up raw inputs, seeded and uniform over the preprocessing's range: calibration for want of anything better.
+
+    Raises:
+        UsageError: the input's shape has free dimensions besides the batch.
+    """
+    import numpy as np
+
+    layout = model.data.layout if model.data else model.preprocessing.layout
+    shape = expected_shape(model, layout) or model.inputs[0].shape[1:]
+    if min(shape, default=1) < 1:
+        fix = "say --input-shape"
+        raise UsageError(f"data for an input of shape {shape} can't be made up", model.name, fix)
+    low, high = model.preprocessing.range
+    values = np.random.default_rng(0).uniform(low, high, (samples, *shape)).astype(np.float32)
+    inputs = np.rint(values).astype(model.inputs[0].dtype) if "int" in model.inputs[0].dtype else values
+    digest = hashlib.sha256(inputs.tobytes()).hexdigest()
+    return Dataset(f"synthetic, uniform over {low:g} to {high:g}", inputs, None, layout, digest)
+
+
 def evaluation(model: _Model, which: str = "auto") -> Dataset | None:
     """The model's evaluation set: "shipped", "full", or "auto" = the full one where it is installed.
 
@@ -88,28 +127,91 @@ def evaluation(model: _Model, which: str = "auto") -> Dataset | None:
     if which not in ("auto", "shipped", "full"):
         raise UsageError(f"no such evaluation set: {which}", "evaluation", "use auto, shipped or full")
     data = model.data
-    full = bool(data and data.full_images and data.full_labels)
-    installed = bool(
-        full
-        and data
-        and data.full_images
-        and data.full_labels
-        and data.full_images.is_file()
-        and data.full_labels.is_file()
-    )
-    if data and (which == "full" or (which == "auto" and installed)):
-        if not installed:
-            raise UsageError(
-                "the full evaluation set is not installed" if full else f"{model.name} names no full evaluation set",
-                str(data.full_images or "model.toml, [data.full]"),
-                f"install {data.full_package or 'it'}, or use the shipped set",
-            )
-        return _full(model, data)
+    pair = data.full if data else None
+    if data and pair and pair.installed and which != "shipped":
+        return _full(model, pair)
+    if data and which == "full":
+        raise UsageError(
+            "the full evaluation set is not installed" if pair else f"{model.name} names no full evaluation set",
+            str(pair.images if pair else "model.toml, [data.full]"),
+            f"install {(pair and pair.package) or 'it'}, or use the shipped set",
+        )
     if data and data.evaluation:
         return _shipped(model, data.evaluation, "evaluation")
     if which == "auto":
         return None
     raise UsageError(f"{model.name} has no evaluation data", "model.toml, [data] evaluation", "add it there")
+
+
+def training(model: _Model) -> Dataset | None:
+    """The model's training set: the full one where it is installed, else the shipped one, else None.
+
+    Samples that are also in the validation or evaluation set are left out, so that nothing is judged on what it learnt.
+
+    Raises:
+        IntegrityError: a file is damaged, does not fit the model, or holds no labels.
+    """
+    data = model.data
+    if data and data.full_training and data.full_training.installed:
+        found = _full(model, data.full_training)
+    elif data and data.training:
+        found = _shipped(model, data.training, "training")
+    else:
+        return None
+    if found.labels is None:
+        raise IntegrityError("the training data has no labels", "model.toml, [data] training", "add an array labels")
+    held = [part for part in (validation(model), evaluation(model)) if part is not None]
+    return without(found, held)
+
+
+def fingerprint(model: _Model, needs: str) -> str:
+    """A hash of the files that a step reading ``needs`` ("", "calibration" or "training") reads; "" for none.
+
+    Raises:
+        UsageError: a file is missing.
+    """
+    data = model.data
+    if not data or not needs:
+        return ""
+    files = [data.calibration]
+    if needs == "training":
+        files += [data.validation, data.evaluation]
+        pair = data.full_training
+        files += [pair.images, pair.labels] if pair and pair.installed else [data.training]
+        files += [data.full.images] if data.full and data.full.installed else []
+    limits = [pair.limit if pair else None for pair in (data.full, data.full_training)]
+    try:
+        return hashlib.sha256(repr([limits, *(hash_file(file) for file in files if file)]).encode()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"no such data file: {error.filename}", "model.toml, [data]", "check the path") from None
+
+
+def validation(model: _Model) -> Dataset | None:
+    """The set a choice between candidates is made on, or None.
+
+    Raises:
+        IntegrityError: the file is damaged or does not fit the model.
+    """
+    if not model.data or not model.data.validation:
+        return None
+    return _shipped(model, model.data.validation, "validation")
+
+
+def without(dataset: Dataset, held: list[Dataset]) -> Dataset:
+    """``dataset`` less every sample that is, byte for byte, in one of ``held``."""
+    import numpy as np
+
+    taken = {_digest(sample) for part in held for sample in part.inputs}
+    kept = np.array([_digest(sample) not in taken for sample in dataset.inputs], bool)
+    if kept.all():
+        return dataset
+    labels = dataset.labels[kept] if dataset.labels is not None else None
+    digest = hashlib.sha256(f"{dataset.sha256} less {len(kept) - int(kept.sum())}".encode() + kept.tobytes())
+    return Dataset(dataset.name, dataset.inputs[kept], labels, dataset.layout, digest.hexdigest())
+
+
+def _digest(sample: np.ndarray[Any, Any]) -> bytes:
+    return hashlib.blake2b(sample.tobytes(), digest_size=16).digest()
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -195,18 +297,17 @@ def _shipped(model: _Model, path: Path, name: str) -> Dataset:
     return check(dataset, model, str(path))
 
 
-def _full(model: _Model, data: DataPaths) -> Dataset:
-    """The first ``limit`` images of an IDX pair, uint8, with the channel axis where ``layout`` has its C."""
-    assert data.full_images is not None
-    assert data.full_labels is not None
-    images, labels = read_idx(data.full_images, data.limit), read_idx(data.full_labels, data.limit)
-    if images.ndim == 3 and "C" in data.layout:  # noqa: PLR2004  samples, rows, columns
+def _full(model: _Model, pair: IdxPair) -> Dataset:
+    """The first ``limit`` images of an IDX pair, uint8, with the channel axis where the data's layout has its C."""
+    images, labels = read_idx(pair.images, pair.limit), read_idx(pair.labels, pair.limit)
+    layout = model.data.layout if model.data else ""
+    if images.ndim == 3 and "C" in layout:  # noqa: PLR2004  samples, rows, columns
         import numpy as np
 
-        images = np.expand_dims(images, data.layout.index("C"))
+        images = np.expand_dims(images, layout.index("C"))
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    dataset = Dataset(f"full, {len(images)} images", images, labels.astype("int64"), data.layout, digest)
-    return check(dataset, model, str(data.full_images))
+    dataset = Dataset(f"full, {len(images)} images", images, labels.astype("int64"), layout, digest)
+    return check(dataset, model, str(pair.images))
 
 
 def read_idx(path: Path, limit: int | None = None) -> np.ndarray[Any, Any]:

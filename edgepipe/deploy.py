@@ -173,7 +173,7 @@ def _prepare(
         ir_version=target.ir_version,
         reduce_range=saturates(facts),
     )
-    made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress)
+    made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop)
     manifest = bench.manifest_of(made.artifact)
     report = _report(source.facts, made.artifact, facts, request.target, manifest)
     report = replace(report, recipe=request.recipe, steps=made.made.steps)

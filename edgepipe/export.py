@@ -1,31 +1,28 @@
-"""Make one file of a model: compress the network, export it, quantise the file; every stage cached by its content."""
+"""Make one file of a model by a recipe: walk its stages, score each, and hold each against the gate."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgepipe import artifact, data, isolate, plugins, recipe
+from edgepipe import artifact, plugins, recipe
 from edgepipe.artifact import ExportOptions, Output
-from edgepipe.cache import Cache, code, key, versions
-from edgepipe.errors import UsageError
+from edgepipe.cache import Cache
+from edgepipe.errors import GateError, UsageError
 from edgepipe.model import Model
 from edgepipe.model import load as load_model
 from edgepipe.progress import Silent
 from edgepipe.schema import Artifact, Step
+from edgepipe.stages import FileStage, Stages, chain
 
 if TYPE_CHECKING:
     from edgepipe.progress import Progress
     from edgepipe.recipe import Action, Plan
 
 Evaluate = Callable[[Artifact], float | None]
-_RECORD = "step.json"
-_CALIBRATION = "calibration.npz"
+_ROUNDING = 1e-12
 
 __all__ = ["ExportOptions", "Made", "artifact_of_file", "check", "formats", "make"]
 
@@ -64,8 +61,10 @@ def formats() -> list[str]:
     return found
 
 
-def check(model: Model, text: str, format_names: Iterable[str]) -> None:
+def check(model: Model, text: str, format_names: Iterable[str], *, synthetic: bool = False) -> None:
     """Find out before any work whether a recipe can be followed for a model and all formats.
+
+    ``synthetic`` allows made-up calibration data where the model has none.
 
     Raises:
         UsageError: it can't; the error says why.
@@ -75,11 +74,13 @@ def check(model: Model, text: str, format_names: Iterable[str]) -> None:
         if name not in formats():
             raise plugins.unknown("format", name, formats())
         plan = recipe.plan(parsed, name)
-        _chain(model, name)
+        chain(model, name)
         if plan.network and model.module is None:
             what = f"{plan.network[0].name} changes the network, but {model.name} is an exported file"
             raise UsageError(what, f"recipe {parsed}", "start from the torch model, or leave the step out")
-        if any(action.needs_data for action in (*plan.network, *plan.file)):
+        for action in plan.network:
+            _check_training(model, action)
+        if not synthetic and any(action.needs == "calibration" for action in (*plan.network, *plan.file)):
             _check_data(model, str(parsed), name)
 
 
@@ -91,23 +92,28 @@ def make(
     progress: Progress | None = None,
     evaluate: Evaluate | None = None,
     *,
+    max_drop: float | None = None,
     cache: Cache | None = None,
 ) -> Made:
     """Follow the recipe ``text`` for one format.
 
-    ``evaluate`` scores a file by the task's metric; without it the accuracies are null. Files live in the work cache
-    and are read-only; `artifact.copy` takes them out.
+    ``evaluate`` scores a file by the task's metric; without it the accuracies are null. ``max_drop`` is the largest
+    loss of it against the plain export, as a share of 1; each step is held against it, but one that the next repairs.
+    Files live in the work cache and are read-only; `artifact.copy` takes them out.
 
     Raises:
         UsageError: what `check` raises, or a format's own refusal.
+        GateError: a step lost more than ``max_drop``; the steps after it were not begun.
         IntegrityError: an exported file is not the model any more, or does not load.
         BoardError: a converter crashed.
         DeadlineError: a converter hung.
     """
-    check(model, text, [format_name])
+    options = options or ExportOptions()
+    check(model, text, [format_name], synthetic=options.synthetic)
     plan = recipe.plan(recipe.parse(text), format_name)
     listener = progress or cast("Progress", Silent())
-    return _Maker(model, plan, format_name, options or ExportOptions(), listener, cache or Cache()).run(evaluate)
+    stages = Stages(model, format_name, options, listener, cache or Cache())
+    return _Walk(stages, plan, evaluate, max_drop).run()
 
 
 def artifact_of_file(path: Path, like: Model | None = None) -> Artifact:
@@ -147,28 +153,26 @@ def _layout_of(shape: list[int], like: Model) -> str:
     return own.replace("C", "") + "C"
 
 
-def _chain(model: Model, format_name: str) -> list[str]:
-    """Formats from the model's own to ``format_name``, each exported from the one before.
+def _check_training(model: Model, action: Action) -> None:
+    """Refuse a training step the user asked for by name where there is nothing to train on."""
+    trains = action.needs == "training" and (model.data is None or not _has_training(model))
+    if trains and (getattr(action.module, "REPAIRS", False) or "epochs" in action.given):
+        what = f"{action.text} trains, and {model.name} has no training data"
+        fix = "name data in model.toml, [data] training"
+        raise UsageError(what, f"step {action.text}", fix + (", or epochs=0" if "epochs" in action.given else ""))
 
-    Raises:
-        UsageError: there is no way.
-    """
-    chain = [format_name]
-    if format_name == model.format and model.module is None:
-        return chain
-    while source := plugins.load("formats", chain[0], "export").SOURCE:
-        if source == model.format and model.module is None:
-            return chain
-        chain.insert(0, source)
-    if model.module is None and chain[0] != "null":
-        what = f"{format_name} can't be made from {model.format}"
-        raise UsageError(what, model.name, f"export to {model.format}, or start from the torch model")
-    return chain
+
+def _has_training(model: Model) -> bool:
+    paths = model.data
+    return bool(paths and (paths.training or (paths.full_training and paths.full_training.installed)))
 
 
 def _check_data(model: Model, text: str, format_name: str) -> None:
     known = ", ".join(recipe.without_data(format_name))
-    fix = f"use a recipe that needs no data ({known}), or name data in model.toml, [data] calibration"
+    fix = (
+        f"use a recipe that needs no data ({known}), name data in model.toml, [data] calibration, or say "
+        "--synthetic-calibration and take what comes"
+    )
     if not model.data or not model.data.calibration:
         raise UsageError(f"{text} needs calibration data, and {model.name} has none", f"recipe {text}", fix)
     if len(model.inputs) != 1:
@@ -177,160 +181,61 @@ def _check_data(model: Model, text: str, format_name: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """One cached stage: its key, its file, how long it took when it was made, and whether it was there already."""
+class _Walk:
+    """One run of `make`: from stage to stage, with the accuracy after each and the gate."""
 
-    key: str
-    artifact: Artifact
-    seconds: float
-    note: str
-    cached: bool
+    def __init__(self, stages: Stages, plan: Plan, evaluate: Evaluate | None, max_drop: float | None) -> None:
+        self.stages, self.plan, self.evaluate, self.max_drop = stages, plan, evaluate, max_drop
+        self.steps: list[Step] = []
 
-
-class _Maker:
-    """One run of `make`: walks the stages and keeps their records."""
-
-    def __init__(
-        self, model: Model, plan: Plan, format_name: str, options: ExportOptions, progress: Progress, cache: Cache
-    ) -> None:
-        self.model, self.plan, self.format = model, plan, format_name
-        self.options, self.progress, self.cache = options, progress, cache
-
-    def run(self, evaluate: Evaluate | None) -> Made:
-        stage, cached = self._export(self.model, "none")
-        steps = [self._step("export", {}, stage, evaluate)]
-        model, prefix = self.model, ""
+    def run(self) -> Made:
+        model, prefix, folder = self.stages.model, "", None
+        stage, cached = self.stages.export(model, "none")
+        self._step("export", {}, stage, model)
         for action in self.plan.network:
             prefix = f"{prefix}+{action.text}".lstrip("+")
-            model = self._compress(model, action)
-            stage, found = self._export(model, prefix)
-            cached = cached and found
-            steps.append(self._step(action.name, action.params, stage, evaluate))
-        stages = [stage.artifact]
+            params = dict(action.params)
+            if action.needs == "training" and not _has_training(model):
+                params["epochs"] = 0  # the step's own default; `check` has refused what the user asked for by name
+            changed = self.stages.compress(model, folder, action, params)
+            model, folder = changed.model, changed.folder
+            stage, found = self.stages.export(model, prefix)
+            cached = cached and found and changed.cached
+            told = {"seconds": changed.seconds, "note": changed.record.note, "sparsity": changed.record.sparsity}
+            self._step(action.name, params, stage, model, **told)
+            self._gate(action)
+        made = [stage]
         for action in self.plan.file:
             prefix = f"{prefix}+{action.text}".lstrip("+")
-            stage = self._quantize(model, stage, action, prefix)
-            cached = cached and stage.cached
-            stages.append(stage.artifact)
-            steps.append(self._step(action.name, action.params, stage, evaluate))
-        return Made(stage.artifact, steps, stages, model, cached)
+            made.append(self.stages.quantize(model, made[-1], action, prefix))
+            self._step(action.name, action.params, made[-1], model, sparsity=self.steps[-1].sparsity)
+            self._gate(action)
+        cached = cached and all(stage.cached for stage in made)
+        return Made(made[-1].artifact, self.steps, [stage.artifact for stage in made], model, cached)
 
-    def _compress(self, model: Model, action: Action) -> Model:
-        """Apply a step to the network. Its identity is that of its parent and of all that went into the step."""
-        dataset = data.calibration(model) if action.needs_data else None
-        with self.progress.task(f"{action.name} {model.name}", "s"):
-            changed: Model = action.module.compress(model, action.params, dataset)
-        identity = key(
-            "compress",
-            parent=model.identity,
-            step=action.name,
-            params=action.params,
-            data=dataset.sha256 if dataset else "",
-            code=code(action.module.__file__),
-            versions=versions(("torch",)),
+    def _step(self, name: str, params: dict[str, Any], stage: FileStage, model: Model, **more: Any) -> None:
+        step = Step(
+            name,
+            params,
+            bytes=stage.artifact.bytes,
+            accuracy=self.evaluate(stage.artifact) if self.evaluate else None,
+            bytes_gzip=stage.artifact.bytes_gzip,
+            parameters=model.facts.parameters,
+            macs=model.facts.macs,
+            **{**stage.record, **more},
         )
-        return replace(changed, identity=identity)
+        self.steps.append(step)
 
-    def _export(self, model: Model, prefix: str) -> tuple[_Stage, bool]:
-        """Export through the chain of formats; also whether every link of it was cached."""
-        stage: _Stage | None = None
-        cached = True
-        for name in _chain(model, self.format):
-            stage = self._link(model, name, stage, prefix)
-            cached = cached and stage.cached
-        assert stage is not None
-        return stage, cached
-
-    def _link(self, model: Model, name: str, before: _Stage | None, prefix: str) -> _Stage:
-        module = plugins.load("formats", name, "export")
-        chosen = {option: getattr(self.options, option) for option in module.OPTIONS}
-        parent = before.key if before else model.identity
-        entry = self._key("export", parent, module, name=model.name, format=name, options=chosen, recipe=prefix)
-        source = Path(before.artifact.path) if before else model.path
-
-        def work(folder: Path, call: artifact.Call) -> Output:
-            output: Output = module.export(model, source, folder, self.options, call)
-            return output
-
-        return self._stage(entry, f"export {model.name} to {name}", work, model, name, prefix)
-
-    def _quantize(self, model: Model, before: _Stage, action: Action, prefix: str) -> _Stage:
-        dataset = data.calibration(model) if action.needs_data else None
-        chosen = {option: getattr(self.options, option) for option in action.module.OPTIONS}
-        entry = self._key(
-            "quantize",
-            before.key,
-            action.module,
-            step=action.name,
-            params=action.params,
-            options=chosen,
-            recipe=prefix,
-            data=dataset.sha256 if dataset else "",
-        )
-
-        def work(folder: Path, call: artifact.Call) -> Output:
-            path = _calibrate(dataset, before.artifact, action.params, folder) if dataset else None
-            try:
-                output: Output = action.module.quantize(
-                    before.artifact, action.name, action.params, path, folder, self.options, call
-                )
-            finally:
-                if path:
-                    path.unlink(missing_ok=True)
-            return output
-
-        return self._stage(entry, f"{action.name} {model.name} ({self.format})", work, model, self.format, prefix)
-
-    @staticmethod
-    def _key(kind: str, parent: str, module: Any, **parts: Any) -> str:
-        """Hash what goes into a stage; the code of the plug-in's whole folder is part of it."""
-        sources = sorted(Path(module.__file__).parent.glob("*.py"))
-        return key(kind, parent=parent, versions=versions(module.LIBRARIES), code=code(*sources, __file__), **parts)
-
-    def _stage(
-        self,
-        entry: str,
-        title: str,
-        work: Callable[[Path, artifact.Call], Output],
-        model: Model,
-        format_name: str,
-        prefix: str,
-    ) -> _Stage:
-        def fill(folder: Path) -> None:
-            start = time.monotonic()
-            with self.progress.task(title, "s") as task:
-                output = work(folder, partial(isolate.call, tick=task.update))
-            made = artifact.build(
-                format_name,
-                folder,
-                output,
-                model=model.name,
-                recipe=prefix,
-                parent_sha256=model.facts.sha256,
-                raw_layout=model.raw_layout,
-            )
-            artifact.save(made, folder)
-            record = {"seconds": round(time.monotonic() - start, 3), "note": output.note}
-            (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
-
-        folder, cached = self.cache.make(entry, fill)
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        return _Stage(entry, artifact.load(folder), record["seconds"], record["note"], cached)
-
-    @staticmethod
-    def _step(name: str, params: dict[str, Any], stage: _Stage, evaluate: Evaluate | None) -> Step:
-        accuracy = evaluate(stage.artifact) if evaluate else None
-        return Step(name, params, stage.artifact.bytes, accuracy, stage.seconds, stage.note)
-
-
-def _calibrate(dataset: data.Dataset, like: Artifact, params: dict[str, Any], folder: Path) -> Path:
-    """Write the first ``samples`` of the data, prepared as the file wants its input, for the converter's process."""
-    import numpy as np
-
-    from edgepipe.agent.preprocess import prepare
-
-    inputs = prepare(dataset.inputs[: params.get("samples")], like.preprocessing, dataset.layout)
-    path = folder / _CALIBRATION
-    np.savez(path, **{like.inputs[0].name: inputs})
-    return path
+    def _gate(self, action: Action) -> None:
+        """Hold the step just done against the plain export."""
+        first, last = self.steps[0].accuracy, self.steps[-1].accuracy
+        if self.max_drop is None or first is None or last is None or first - last <= self.max_drop + _ROUNDING:
+            return
+        after = [*self.plan.network, *self.plan.file][len(self.steps) - 1 :]
+        if after and getattr(after[0].module, "REPAIRS", False):
+            return
+        source = self.stages.model
+        what = f"{action.text} took {source.metric or 'the metric'} from {first:.2%} to {last:.2%}"
+        fix = "a gentler setting, distill after it, mixed for int8, or a larger --max-drop"
+        where = f"{source.name} {self.plan.recipe} {self.stages.format}, step {action.text}"
+        raise GateError(f"{what}, more than the {self.max_drop:.2%} allowed", where, fix)

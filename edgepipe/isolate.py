@@ -29,6 +29,9 @@ DEADLINE = 1800.0
 _POLL = 0.1
 _LOGS_KEPT = 20
 _TAIL_LINES = 4
+_PROGRESS = "progress.json"
+_progress: Path | None = None  # where `report` writes; only set in a child
+_reported = 0.0
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 # Converters send usage statistics and look for updates unless told otherwise; a build tool must not.
@@ -47,13 +50,13 @@ def call(
     kwargs: dict[str, Any],
     *,
     deadline: float = DEADLINE,
-    tick: Callable[[float], None] | None = None,
+    tick: Callable[..., None] | None = None,
 ) -> Any:
     """Call ``target`` ("module:function") with JSON-able ``kwargs`` in a child process and return its result.
 
-    Paths become strings. ``tick`` is called with the seconds passed, about ten times a second. The child lives in a
-    process group of its own; it is killed when the deadline passes, when this process is interrupted, or when this
-    process dies.
+    Paths become strings. ``tick`` is called about ten times a second: with the seconds passed, or with what the
+    function last told `report`. The child lives in a process group of its own; it is killed when the deadline passes,
+    when this process is interrupted, or when this process dies.
 
     Raises:
         DeadlineError: it took longer than ``deadline`` seconds.
@@ -69,9 +72,7 @@ def call(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(
-    folder: Path, target: str, kwargs: dict[str, Any], deadline: float, tick: Callable[[float], None] | None
-) -> Any:
+def _run(folder: Path, target: str, kwargs: dict[str, Any], deadline: float, tick: Callable[..., None] | None) -> Any:
     job = {"target": target, "kwargs": kwargs, "result": folder / "result.json"}
     log = folder / "log"
     with log.open("wb") as sink:
@@ -88,7 +89,7 @@ def _run(
         with contextlib.suppress(BrokenPipeError):
             child.stdin.write(json.dumps(job, default=str).encode() + b"\n")
             child.stdin.flush()  # kept open: its end tells the child that we are gone
-        if not _wait(child, deadline, tick):
+        if not _wait(child, deadline, tick, folder / _PROGRESS):
             raise DeadlineError(
                 f"{_title(target)} did not end within {deadline:.0f} s",
                 f"{target} (log: {_keep(log, target)})",
@@ -99,7 +100,7 @@ def _run(
     return _result(folder, target, child.returncode)
 
 
-def _wait(child: subprocess.Popen[bytes], deadline: float, tick: Callable[[float], None] | None) -> bool:
+def _wait(child: subprocess.Popen[bytes], deadline: float, tick: Callable[..., None] | None, told: Path) -> bool:
     """Wait for the child; false if the deadline passed first."""
     start = time.monotonic()
     while True:
@@ -108,9 +109,29 @@ def _wait(child: subprocess.Popen[bytes], deadline: float, tick: Callable[[float
             return True
         passed = time.monotonic() - start
         if tick:
-            tick(passed)
+            tick(*(_told(told) or (passed,)))
         if passed > deadline:
             return False
+
+
+def report(done: float, total: float, text: str = "") -> None:
+    """Tell the parent how far the work is: for the function that runs in the child, as often as it likes."""
+    global _reported  # noqa: PLW0603  one child, one function, one clock
+    now = time.monotonic()
+    if _progress is None or (now - _reported < _POLL and done < total):
+        return
+    _reported = now
+    partial = _progress.with_suffix(".part")
+    partial.write_text(json.dumps([done, total, text]), encoding="utf-8")
+    partial.replace(_progress)
+
+
+def _told(path: Path) -> tuple[float, float, str] | None:
+    try:
+        done, total, text = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return done, total, text
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -197,6 +218,10 @@ def _child() -> int:
     stream = sys.stdin.buffer
     job = json.loads(stream.readline())
     threading.Thread(target=_watch, args=(stream.raw if hasattr(stream, "raw") else stream,), daemon=True).start()
+    global _progress  # noqa: PLW0603
+    # This file runs as __main__ here; the function finds `report` in the module of the package's name.
+    sys.modules["edgepipe.isolate"] = sys.modules["__main__"]
+    _progress = Path(job["result"]).with_name(_PROGRESS)
     answer: dict[str, Any]
     try:
         module, _, name = job["target"].partition(":")

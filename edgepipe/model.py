@@ -12,7 +12,7 @@ from typing import Any
 from edgepipe import paths, plugins
 from edgepipe.cache import hash_file
 from edgepipe.codec import from_dict
-from edgepipe.data import DataPaths
+from edgepipe.data import DataPaths, IdxPair
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.schema import NAME, ModelFacts, Preprocessing, TensorSpec
 
@@ -63,7 +63,8 @@ class Model:
     """A trained model, ready to be compressed and exported.
 
     ``shape[0]`` of inputs and outputs is the batch: -1 where it is free. ``format`` is that of the source: "torch"
-    where ``module`` is set, else the format of the file ``path``. ``identity`` is what caches go by.
+    where ``module`` is set, else the format of the file ``path``. ``identity`` is what caches go by. ``ref`` and
+    ``input_shape`` are what `load` was given: another process loads the same model by them.
     """
 
     name: str
@@ -82,6 +83,8 @@ class Model:
     floor: float | None
     facts: ModelFacts
     identity: str
+    ref: str = ""
+    input_shape: tuple[int, ...] | None = None
 
 
 def listing() -> list[str]:
@@ -128,7 +131,7 @@ def load(ref: str, input_shape: Sequence[int] | None = None) -> Model:
     if _FUNCTION.match(ref) and not Path(ref).exists():
         torch_load = plugins.load("formats", "torch", "load")
         card = Card(name=ref.rsplit(":", 1)[1], inputs=_sample_input(shape))
-        return _model(card, Path(), None, torch_load.from_function(ref, card))
+        return _named(_model(card, Path(), None, torch_load.from_function(ref, card)), ref, shape)
     path = find(ref)
     card, weights = _described(path, shape)
     if not weights.is_file():
@@ -141,7 +144,11 @@ def load(ref: str, input_shape: Sequence[int] | None = None) -> Model:
         )
         raise IntegrityError(what, str(weights), "get the weights again, or correct weights_sha256 if you trained anew")
     loaded: Loaded = loader.load(weights, card)
-    return _model(card, weights.parent, weights, loaded)
+    return _named(_model(card, weights.parent, weights, loaded), str(path.absolute()), shape)
+
+
+def _named(model: Model, ref: str, shape: list[int] | None) -> Model:
+    return replace(model, ref=ref, input_shape=tuple(shape) if shape else None)
 
 
 def _model(card: Card, folder: Path, weights: Path | None, loaded: Loaded) -> Model:
@@ -242,27 +249,33 @@ def _check_card(card: Card, path: Path) -> None:
 
 
 def _data_paths(table: dict[str, Any], folder: Path) -> DataPaths:
-    if not isinstance(table, dict) or not isinstance(table.get("full", {}), dict):
+    if not isinstance(table, dict):
         raise IntegrityError("expected a table", "data")
-    full = table.get("full", {})
 
-    def place(value: Any) -> Path | None:
-        if value is None:
+    def place(key: str, value: Any) -> Path | None:
+        if value is not None and not isinstance(value, str):
+            raise IntegrityError("a path must be a string", f"data.{key}")
+        return None if value is None else folder / value  # an absolute path stays as it is
+
+    def pair(key: str) -> IdxPair | None:
+        part = table.get(key)
+        if part is None:
             return None
-        if not isinstance(value, str):
-            raise IntegrityError("a path must be a string", "data")
-        return folder / value  # an absolute path stays as it is
+        if not isinstance(part, dict) or not {"images", "labels"} <= set(part):
+            raise IntegrityError("expected a table with images and labels", f"data.{key}")
+        limit = part.get("limit")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise IntegrityError("limit must be a positive whole number", f"data.{key}")
+        images, labels = place(key, part["images"]), place(key, part["labels"])
+        assert images is not None
+        assert labels is not None
+        return IdxPair(images, labels, str(part.get("package", "")), limit)
 
-    limit = full.get("limit")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise IntegrityError("limit must be a positive whole number", "data.full")
+    sets = {key: place(key, table.get(key)) for key in ("calibration", "evaluation", "training", "validation")}
     return DataPaths(
         layout=str(table.get("layout", "")),
-        calibration=place(table.get("calibration")),
-        evaluation=place(table.get("evaluation")),
-        full_images=place(full.get("images")),
-        full_labels=place(full.get("labels")),
-        full_package=str(full.get("package", "")),
-        limit=limit,
+        full=pair("full"),
+        full_training=pair("full_training"),
         license=str(table.get("license", "")),
+        **sets,
     )

@@ -1,7 +1,8 @@
 """Recipes: ``prune:0.5+int8`` -> steps, split between what changes the network and what changes the exported file.
 
-A step is ``name``, ``name:value`` (its first parameter) or ``name:key=value,key=value``. A TOML file says the same as
-``[[step]]`` tables with ``name`` and the parameters by name.
+A step is ``name``, ``name:value`` or ``name:value,key=value``: a bare word goes to the parameter one of whose choices
+it is, any other bare value to the step's first parameter. A TOML file says the same as ``[[step]]`` tables with
+``name`` and the parameters by name.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from edgepipe.errors import UsageError
 
 BASELINE = "none"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
-_WORD = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_WORD = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One step as the user wrote it: ``value`` is for its first parameter, ``params`` are by name."""
+    """One step as the user wrote it: ``values`` came bare, ``params`` by name."""
 
     name: str
-    value: Any = None
+    values: tuple[Any, ...] = ()
     params: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        given = [] if self.value is None else [_text(self.value)]
+        given = [_text(value) for value in self.values]
         given += [f"{key}={_text(value)}" for key, value in sorted(self.params.items())]
         return f"{self.name}:{','.join(given)}" if given else self.name
 
@@ -48,18 +49,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Action:
-    """A step with all its parameters, and the plug-in that does it."""
+    """A step with all its parameters (``given`` are those the user named), and the plug-in that does it."""
 
     name: str
     params: dict[str, Any]
     module: ModuleType
     text: str
+    given: frozenset[str] = frozenset()
 
     @property
-    def needs_data(self) -> bool:
-        """Whether the step reads the model's calibration data."""
-        needs = self.module.NEEDS_DATA
-        return bool(self.name in needs if isinstance(needs, tuple) else needs)
+    def needs(self) -> str:
+        """The data the step reads: "" (none), "calibration" or "training"."""
+        if hasattr(self.module, "needs"):
+            return str(self.module.needs(self.params))
+        return "calibration" if self.name in self.module.NEEDS_DATA else ""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def parse(text: str) -> Recipe:
     for part in recipe.parts:
         if part.name not in known():
             raise plugins.unknown("recipe step", part.name, sorted(known()))
+    recipe = _completed(recipe)
     _check_order(recipe)
     return Recipe(tuple(part for part in recipe.parts if part.name != BASELINE))
 
@@ -125,14 +129,14 @@ def plan(recipe: Recipe, format_name: str) -> Plan:
     for part in recipe.parts:
         if part.name in network_steps():
             module = network_steps()[part.name]
-            network.append(Action(part.name, _params(part, module.DEFAULTS), module, str(part)))
+            network.append(_action(part, module, module))
             continue
         makers = file_steps()[part.name]
         if format_name not in makers:
             others = ", ".join(sorted(set(makers) - {"null"}))
             raise UsageError(f"{format_name} can't {part.name}", f"recipe {recipe}", f"formats that can: {others}")
         module = makers[format_name]
-        file.append(Action(part.name, _params(part, module.DEFAULTS[part.name]), module, str(part)))
+        file.append(_action(part, module, _StepOf(module, part.name)))
     return Plan(recipe, tuple(network), tuple(file))
 
 
@@ -140,6 +144,25 @@ def without_data(format_name: str) -> list[str]:
     """Recipes of a format that need no calibration data."""
     steps = [name for name, makers in file_steps().items() if format_name in makers]
     return [BASELINE, *(name for name in steps if name not in file_steps()[name][format_name].NEEDS_DATA)]
+
+
+class _StepOf:
+    """The tables of one step of a format's plug-in, which keeps them by step."""
+
+    def __init__(self, module: ModuleType, step: str) -> None:
+        self.DEFAULTS = module.DEFAULTS[step]
+        self.CHOICES = getattr(module, "CHOICES", {}).get(step, {})
+        self.LIMITS = getattr(module, "LIMITS", {}).get(step, {})
+
+
+def _completed(recipe: Recipe) -> Recipe:
+    """Add the file step that a network step is made for (``qat`` without ``int8`` is a float file), if none follows."""
+    names = [part.name for part in recipe.parts]
+    for name in names:
+        then = getattr(network_steps().get(name), "THEN", "")
+        if then and not any(other in file_steps() for other in names):
+            return Recipe((*recipe.parts, Part(then)))
+    return recipe
 
 
 def _from_text(text: str) -> Recipe:
@@ -150,19 +173,20 @@ def _from_text(text: str) -> Recipe:
             raise UsageError(
                 f"{piece.strip()[:40]!r} is not a step", f"recipe {text[:80]!r}", "write steps as in prune:0.5+int8"
             )
-        value, params = None, {}
+        values: list[Any] = []
+        params: dict[str, Any] = {}
         for item in rest.split(",") if colon else ():
             key, equals, given = item.partition("=")
             word = given if equals else key
-            if not _WORD.match(word) or (equals and not _NAME.match(key)) or (not equals and value is not None):
+            if not _WORD.match(word) or (equals and not _NAME.match(key)) or key in params:
                 raise UsageError(
                     f"{item[:40]!r} can't be read", f"step {piece[:60]!r}", "write name:value or name:key=value"
                 )
             if equals:
                 params[key] = _scalar(given)
             else:
-                value = _scalar(key)
-        parts.append(Part(name, value, params))
+                values.append(_scalar(key))
+        parts.append(Part(name, tuple(values), params))
     return Recipe(tuple(parts))
 
 
@@ -186,7 +210,7 @@ def _from_toml(path: Path) -> Recipe:
         for key, value in params.items():
             if not _NAME.match(key) or not isinstance(value, int | float | str) or not _WORD.match(_text(value)):
                 raise UsageError(f"the parameter {key[:40]} must be a number or a word", str(path), "correct it there")
-        parts.append(Part(name, None, params))
+        parts.append(Part(name, (), params))
     return Recipe(tuple(parts))
 
 
@@ -199,7 +223,7 @@ def _check_order(recipe: Recipe) -> None:
     if BASELINE in names and (len(names) > 1 or recipe.parts[0] != Part(BASELINE)):
         raise UsageError("none is the baseline and stands alone", where, "leave it out, or use it alone")
     quantised = ""
-    for name in names:
+    for index, name in enumerate(names):
         if quantised and name in network_steps():
             what = f"{name} changes the network, but {quantised} has already turned it into a quantised file"
             raise UsageError(what, where, f"put {name} before {quantised}")
@@ -208,30 +232,74 @@ def _check_order(recipe: Recipe) -> None:
                 f"{name} can't follow {quantised}: both start from the float file, and {quantised} has rounded it off"
             )
             raise UsageError(what, where, f"keep one of them: {quantised} or {name}")
+        if name in network_steps():
+            _check_after(name, names[:index], where)
         quantised = name if name in file_steps() else quantised
 
 
-def _params(part: Part, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The defaults with what the user gave in their place; each value of its default's type."""
-    given = dict(part.params)
-    if part.value is not None:
-        if not defaults:
-            raise UsageError(f"{part.name} takes no value", f"step {part}", f"write {part.name}")
-        given = {next(iter(defaults)): part.value, **given}
+def _check_after(name: str, before: list[str], where: str) -> None:
+    """Hold a network step against the steps before it."""
+    module = network_steps()[name]
+    if getattr(module, "REPAIRS", False) and not before:
+        raise UsageError(
+            f"{name} repairs what a step before it lost", where, f"put it after one, e.g. prune:0.5+{name}"
+        )
+    for undone in sorted(set(getattr(module, "UNDOES", ())) & set(before)):
+        raise UsageError(f"{name} would undo {undone}: {module.UNDOES[undone]}", where, f"put {name} before {undone}")
+
+
+def _action(part: Part, module: ModuleType, tables: Any) -> Action:
+    params, given = _params(part, tables)
+    return Action(part.name, params, module, str(part), given)
+
+
+def _params(part: Part, tables: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The defaults with what the user gave in their place, each value of its default's type; and the names given."""
+    defaults: dict[str, Any] = tables.DEFAULTS
+    choices: dict[str, tuple[str, ...]] = getattr(tables, "CHOICES", {})
+    given = _named(part, defaults, choices)
     for key, value in given.items():
         if key not in defaults:
             if defaults:
                 raise plugins.unknown(f"parameter of {part.name}", key, sorted(defaults))
             raise UsageError(f"{part.name} takes no parameters", f"step {part}", f"write {part.name}")
-        kind = type(defaults[key])
-        if kind is float and isinstance(value, int):
-            given[key] = float(value)
-        elif type(value) is not kind:
-            what = f"{key} must be a {'word' if kind is str else 'number' if kind is float else 'whole number'}"
-            raise UsageError(what, f"step {part}", f"e.g. {part.name}:{key}={_text(defaults[key])}")
-        elif isinstance(value, int) and value < 1:
-            raise UsageError(f"{key} must be 1 or more", f"step {part}", f"e.g. {part.name}:{key}={defaults[key]}")
-    return {**defaults, **given}
+        if key in choices and value not in choices[key]:
+            raise plugins.unknown(f"{key} of {part.name}", str(value), choices[key])
+        given[key] = _typed(part, key, value, defaults[key])
+        _check_limits(part, key, given[key], defaults[key], getattr(tables, "LIMITS", {}).get(key))
+    return {**defaults, **given}, frozenset(given)
+
+
+def _named(part: Part, defaults: dict[str, Any], choices: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Give each bare value its parameter: the one that has it among its choices, else the first."""
+    given = dict(part.params)
+    for value in part.values:
+        if not defaults:
+            raise UsageError(f"{part.name} takes no value", f"step {part}", f"write {part.name}")
+        key = next((key for key, words in choices.items() if value in words), next(iter(defaults)))
+        if key in given:
+            raise UsageError(f"{key} is given twice", f"step {part}", "give it once")
+        given[key] = value
+    return given
+
+
+def _typed(part: Part, key: str, value: Any, default: Any) -> Any:
+    kind = type(default)
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if type(value) is not kind:
+        what = f"{key} must be a {'word' if kind is str else 'number' if kind is float else 'whole number'}"
+        raise UsageError(what, f"step {part}", f"e.g. {part.name}:{key}={_text(default)}")
+    return value
+
+
+def _check_limits(part: Part, key: str, value: Any, default: Any, limits: tuple[float, float] | None) -> None:
+    """Hold a number against its limits; a count without any must be 1 or more, or 0 where that is its default."""
+    fix = f"e.g. {part.name}:{key}={_text(default)}"
+    if limits and not limits[0] <= value <= limits[1]:
+        raise UsageError(f"{key} must lie between {limits[0]:g} and {limits[1]:g}", f"step {part}", fix)
+    if not limits and isinstance(value, int) and value < min(1, default):
+        raise UsageError(f"{key} must be {min(1, default)} or more", f"step {part}", fix)
 
 
 def _scalar(text: str) -> int | float | str:

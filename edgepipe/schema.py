@@ -51,7 +51,12 @@ class FileRef:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a recipe did. ``accuracy`` is the task's own metric after it, or null."""
+    """What one step of a recipe did, and what the file in the format asked for is like after it.
+
+    ``accuracy`` is the task's own metric, or null. ``parameters`` and ``macs`` (multiply-accumulates of one sample) are
+    the network's. ``sparsity`` is the share of weights a step was asked to zero, ``weights`` and ``zeros`` are what the
+    file really stores. A size or count that nobody took is null, and ``note`` says why where it matters.
+    """
 
     name: str
     params: Dict[str, Any] = field(default_factory=dict)
@@ -59,6 +64,13 @@ class Step:
     accuracy: Optional[float] = None
     seconds: Optional[float] = None
     note: str = ""
+    bytes_gzip: Optional[int] = None
+    bytes_zstd: Optional[int] = None
+    parameters: Optional[int] = None
+    macs: Optional[int] = None
+    sparsity: Optional[float] = None
+    weights: Optional[int] = None
+    zeros: Optional[int] = None
 
 
 @dataclass(frozen=True)

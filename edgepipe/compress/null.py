@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgepipe.training import Changed
+
 if TYPE_CHECKING:
-    from edgepipe.data import Dataset
-    from edgepipe.model import Model
+    from edgepipe.training import Context
 
 STEP = "null"
 HELP = "changes nothing"
 DEFAULTS: dict[str, Any] = {}
-NEEDS_DATA = False
+LIBRARIES: tuple[str, ...] = ()
 
 
-def compress(model: Model, params: dict[str, Any], data: Dataset | None) -> Model:  # noqa: ARG001
-    """Return a model with a copy of the module; the original stays as it is."""
-    import copy
-    from dataclasses import replace
+def needs(params: dict[str, Any]) -> str:  # noqa: ARG001
+    """No data."""
+    return ""
 
-    return replace(model, module=copy.deepcopy(model.module))
+
+def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:  # noqa: ARG001
+    """Return the network as it is."""
+    return Changed(network)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 METRIC = "top1"
+_SMOOTHING = 0.1
 
 
 def metric(outputs: list[np.ndarray[Any, Any]], labels: np.ndarray[Any, Any]) -> float:
@@ -40,6 +41,13 @@ def disagreement(a: list[np.ndarray[Any, Any]], b: list[np.ndarray[Any, Any]]) -
         )
     broken = np.isnan(one).any(axis=1) | np.isnan(other).any(axis=1)
     return float(((one.argmax(axis=1) != other.argmax(axis=1)) | broken).mean())
+
+
+def loss(outputs: list[Any], labels: Any) -> Any:
+    """Cross entropy with label smoothing (Szegedy et al. 2016) of the scores [samples, classes]: a scalar tensor."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(outputs[0], labels, label_smoothing=_SMOOTHING)
 
 
 def _scores(outputs: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

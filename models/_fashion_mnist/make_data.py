@@ -1,9 +1,11 @@
-"""Write calibration.npz and evaluation.npz beside this file.
+"""Write calibration.npz, training.npz, validation.npz and evaluation.npz beside this file.
 
 Usage: python models/_fashion_mnist/make_data.py [--data DIR] [-o DIR]
 
 calibration.npz holds 256 images of the training part, none of them in the validation split;
-evaluation.npz the first 1,000 images of the test part, in their order. Both have the arrays
+training.npz 6,000 such images, for fine-tuning where the whole training part is not installed;
+validation.npz 1,000 images of the validation split, for choosing between candidates;
+evaluation.npz the first 1,000 images of the test part, in their order. All have the arrays
 `inputs` uint8 [N,28,28,1], raw pixels 0..255, and `labels` int64 [N]. The same numpy and zlib
 give the same bytes.
 """
@@ -17,21 +19,23 @@ from pathlib import Path
 
 import numpy as np
 from fashion_data import CLASSES, DATA_DIR, MEAN, STD, Examples, load_part, split_indices
+from numpy.typing import NDArray
 
 CALIBRATION = 256
+TRAINING = 6000
+VALIDATION = 1000
 EVALUATION = 1000
 
 
-def calibration_set(training: Examples) -> Examples:
-    """Choose CALIBRATION examples outside the validation split, classes in turn.
+def balanced(examples: Examples, indices: NDArray[np.int64], count: int) -> Examples:
+    """Choose `count` examples at `indices`, classes in turn.
 
     The labels run 0, 1, .. 9, 0, 1, ..: any two classes differ by one example at most, and a
     prefix of the set is as balanced as the whole.
     """
-    kept, _ = split_indices(training.labels)
-    by_class = [kept[training.labels[kept] == label] for label in range(CLASSES)]
-    chosen = [by_class[i % CLASSES][i // CLASSES] for i in range(CALIBRATION)]
-    return training.take(np.array(chosen, dtype=np.int64))
+    by_class = [indices[examples.labels[indices] == label] for label in range(CLASSES)]
+    chosen = [by_class[i % CLASSES][i // CLASSES] for i in range(count)]
+    return examples.take(np.array(chosen, dtype=np.int64))
 
 
 def check_statistics(training: Examples) -> tuple[float, float]:
@@ -73,8 +77,11 @@ def main() -> None:
     mean, deviation = check_statistics(training)
     print(f"training part: mean {mean:.6f}, standard deviation {deviation:.6f}")
     test = load_part("t10k", options.data)
+    kept, held_out = split_indices(training.labels)
     sets = {
-        "calibration.npz": calibration_set(training),
+        "calibration.npz": balanced(training, kept, CALIBRATION),
+        "training.npz": balanced(training, kept, TRAINING),
+        "validation.npz": balanced(training, held_out, VALIDATION),
         "evaluation.npz": Examples(test.images[:EVALUATION], test.labels[:EVALUATION]),
     }
     for name, examples in sets.items():

@@ -61,16 +61,19 @@ def test_quantize_parts(name, module):
 
 
 @pytest.mark.parametrize("name", plugins.names("compress"))
-def test_compress(name):
+def test_compress_parts(name):
     module = plugins.load("compress", name)
     assert recipe.network_steps()[module.STEP] is module
     assert module.HELP
-    assert isinstance(module.NEEDS_DATA, bool)
-    assert names_of(module.compress) == ["model", "params", "data"]
-    before = kit.torch_outputs(2)
-    changed = module.compress(kit.tiny(), dict(module.DEFAULTS), None)
-    assert changed.module is not kit.tiny().module
-    assert (kit.torch_outputs(2) == before).all()
+    assert "\n" not in module.HELP
+    assert isinstance(module.LIBRARIES, tuple)
+    assert module.needs(module.DEFAULTS) in ("", "calibration", "training")
+    assert set(getattr(module, "CHOICES", {})) <= set(module.DEFAULTS)
+    assert set(getattr(module, "LIMITS", {})) <= set(module.DEFAULTS)
+    assert all(module.DEFAULTS[key] in words for key, words in getattr(module, "CHOICES", {}).items())
+    assert set(getattr(module, "UNDOES", {})) <= set(recipe.network_steps())
+    assert getattr(module, "THEN", "int8") in recipe.file_steps()
+    assert names_of(module.compress) == ["network", "params", "context"]
 
 
 @pytest.mark.parametrize("name", plugins.names("tasks"))

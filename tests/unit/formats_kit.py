@@ -149,7 +149,7 @@ def run(artifact, feeds: np.ndarray) -> np.ndarray:
         return np.concatenate(found)
     import openvino
 
-    compiled = openvino.Core().compile_model(artifact.path, "CPU")
+    compiled = openvino.Core().compile_model(artifact.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.concatenate([compiled(x[None])[compiled.outputs[0]].copy() for x in feeds])
 
 

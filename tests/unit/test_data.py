@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgepipe import data
-from edgepipe.data import DataPaths
+from edgepipe.data import DataPaths, IdxPair
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.schema import Preprocessing, TensorSpec
 
@@ -128,7 +128,8 @@ def idx(tmp_path):
     with gzip.open(tmp_path / "l.gz", "wb") as file:
         file.write(struct.pack(">II", 2049, 7) + labels.tobytes())
     np.savez(tmp_path / "d.npz", **good())
-    paths = DataPaths("NHWC", None, tmp_path / "d.npz", tmp_path / "i.gz", tmp_path / "l.gz", "some-package", 6)
+    pair = IdxPair(tmp_path / "i.gz", tmp_path / "l.gz", "some-package", 6)
+    paths = DataPaths("NHWC", evaluation=tmp_path / "d.npz", full=pair)
     return FakeModel(paths), images, labels
 
 
@@ -173,3 +174,30 @@ def test_truncated_gzip(idx, tmp_path):
     (tmp_path / "i.gz").write_bytes(content[: len(content) // 2])
     with pytest.raises(IntegrityError):
         data.evaluation(idx[0], "full")
+
+
+def test_training_leaves_out_what_is_judged_on(idx, tmp_path):
+    """Samples of the validation and evaluation sets never teach."""
+    _, images, labels = idx
+    pair = IdxPair(tmp_path / "i.gz", tmp_path / "l.gz")
+    np.savez(tmp_path / "v.npz", inputs=images[:2, ..., None], labels=labels[:2].astype(np.int64))
+    np.savez(tmp_path / "e.npz", inputs=images[5:6, ..., None], labels=labels[5:6].astype(np.int64))
+    paths = DataPaths("NHWC", evaluation=tmp_path / "e.npz", validation=tmp_path / "v.npz", full_training=pair)
+    found = data.training(FakeModel(paths))
+    assert (found.inputs[..., 0] == images[[2, 3, 4, 6]]).all()
+    assert found.labels.tolist() == labels[[2, 3, 4, 6]].tolist()
+    assert len(data.validation(FakeModel(paths)).inputs) == 2
+    assert data.training(FakeModel(DataPaths("NHWC"))) is None
+    print_before = data.fingerprint(FakeModel(paths), "training")
+    np.savez(tmp_path / "v.npz", inputs=images[:1, ..., None], labels=labels[:1].astype(np.int64))
+    assert data.fingerprint(FakeModel(paths), "training") != print_before
+    assert data.fingerprint(FakeModel(paths), "") == ""
+
+
+def test_synthetic_data_is_in_range_and_the_same_each_time():
+    model = FakeModel(None)
+    first, again = data.synthetic(model, 8), data.synthetic(model, 8)
+    assert (first.inputs == again.inputs).all()
+    low, high = model.preprocessing.range
+    assert low <= first.inputs.min() < first.inputs.max() <= high
+    assert len(first.inputs) == 8

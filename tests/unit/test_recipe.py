@@ -21,8 +21,9 @@ def test_plan_splits_network_and_file():
     assert [action.name for action in plan.network] == ["null"]
     assert [action.name for action in plan.file] == ["int8"]
     assert plan.file[0].params == {"method": "percentile", "samples": 64}
-    assert plan.file[0].needs_data
-    assert not plan.network[0].needs_data
+    assert plan.file[0].needs == "calibration"
+    assert plan.file[0].given == {"method", "samples"}
+    assert plan.network[0].needs == ""
 
 
 def test_defaults_are_filled_in_and_not_shared():
@@ -46,7 +47,7 @@ def test_defaults_are_filled_in_and_not_shared():
         ("int8+", "is not a step"),
         ("INT8", "is not a step"),
         ("int8:", "can't be read"),
-        ("int8:a,b", "can't be read"),
+        ("int8:samples=1,samples=2", "can't be read"),
         ("int8:samples=", "can't be read"),
         ("int8:samples=../x", "can't be read"),
         ("../../etc/passwd", "is not a step"),
@@ -77,6 +78,8 @@ def test_near_names():
         ("int8:samples=0", "onnx", "1 or more"),
         ("int8:samples=1.5", "onnx", "whole number"),
         ("null:0.5", "onnx", "takes no value"),
+        ("int8:minmax,percentile", "onnx", "given twice"),
+        ("int8:bogus", "null", "samples must be a whole number"),
     ],
 )
 def test_plan_refusals(text, format_name, what):

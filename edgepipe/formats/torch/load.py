@@ -130,7 +130,7 @@ def _check_keys(expected: dict[str, Any], weights: dict[str, Any], path: Path) -
 def _loaded(module: Any, card: Card, digest: str, identity: str, where: str) -> Loaded:
     module.eval()
     inputs = _shapes(card, where)
-    made, macs, reason = _count(module, inputs, where)
+    made, macs, reason = count(module, inputs, where)
     outputs = [TensorSpec(spec.name, [-1, *spec.shape], spec.dtype, spec.layout) for spec in card.outputs] or made
     if [spec.shape for spec in outputs] != [spec.shape for spec in made]:
         told, are = ([spec.shape[1:] for spec in specs] for specs in (outputs, made))
@@ -162,7 +162,7 @@ def example(inputs: list[TensorSpec], batch: int = 1) -> tuple[Any, ...]:
     return tuple(torch.zeros([batch, *spec.shape[1:]], dtype=getattr(torch, spec.dtype)) for spec in inputs)
 
 
-def _count(module: Any, inputs: list[TensorSpec], where: str) -> tuple[list[TensorSpec], int | None, str]:
+def count(module: Any, inputs: list[TensorSpec], where: str) -> tuple[list[TensorSpec], int | None, str]:
     """Run one sample; return its outputs' specs and the multiply-accumulates of its matrix products and convolutions.
 
     torch.utils.flop_counter counts two operations for one multiply-accumulate.

@@ -1,0 +1,230 @@
+"""The cached stages a file is made in: compress the network, export it, quantise the file.
+
+Each stage is a folder kept by the hash of its parent and of everything that goes into it, so a chain goes on from
+whatever of it is there already.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe import artifact, data, edits, isolate, network, plugins, training
+from edgepipe.cache import Cache, code, key, versions
+from edgepipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgepipe.artifact import ExportOptions, Output
+    from edgepipe.model import Model
+    from edgepipe.network import Network
+    from edgepipe.progress import Progress
+    from edgepipe.recipe import Action
+    from edgepipe.schema import Artifact
+
+_RECORD = "step.json"
+_CALIBRATION = "calibration.npz"
+
+
+def chain(model: Model, format_name: str) -> list[str]:
+    """Formats from the model's own to ``format_name``, each exported from the one before.
+
+    Raises:
+        UsageError: there is no way.
+    """
+    chain = [format_name]
+    if format_name == model.format and model.module is None:
+        return chain
+    while source := plugins.load("formats", chain[0], "export").SOURCE:
+        if source == model.format and model.module is None:
+            return chain
+        chain.insert(0, source)
+    if model.module is None and chain[0] != "null":
+        what = f"{format_name} can't be made from {model.format}"
+        raise UsageError(what, model.name, f"export to {model.format}, or start from the torch model")
+    return chain
+
+
+@dataclass(frozen=True)
+class FileStage:
+    """A file: its key, its artifact, what is on record of it (as `schema.Step` names it), and whether it was there."""
+
+    key: str
+    artifact: Artifact
+    record: dict[str, Any]
+    cached: bool
+
+
+@dataclass(frozen=True)
+class NetworkStage:
+    """A changed network: the model with it, its folder, the step's record and seconds, and whether it was there."""
+
+    model: Model
+    folder: Path
+    record: Network
+    seconds: float
+    cached: bool
+
+
+class Stages:
+    """Makes the stages of one model in one format."""
+
+    def __init__(
+        self, model: Model, format_name: str, options: ExportOptions, progress: Progress, cache: Cache
+    ) -> None:
+        self.model, self.format = model, format_name
+        self.options, self.progress, self.cache = options, progress, cache
+
+    def compress(self, model: Model, before: Path | None, action: Action, params: dict[str, Any]) -> NetworkStage:
+        """Apply a step to the network of stage ``before`` (None: the model's own), which ``model`` holds.
+
+        The result's identity is that of its parent and of all that went into the step.
+        """
+        entry = key(
+            "compress",
+            parent=model.identity,
+            step=action.name,
+            params=params,
+            data=data.fingerprint(self.model, action.module.needs(params)),
+            code=code(action.module.__file__, network.__file__, training.__file__, edits.__file__),
+            versions=versions(("torch", *action.module.LIBRARIES)),
+        )
+
+        def fill(folder: Path) -> None:
+            start = time.monotonic()
+            with self.progress.task(f"{action.text} {self.model.name}") as task:
+                network.compress(self.model, before, action.name, params, folder, task.update)
+            _write(folder, {"seconds": round(time.monotonic() - start, 3)})
+
+        folder, cached = self.cache.make(entry, fill)
+        changed, record = network.load(self.model, folder, entry)
+        return NetworkStage(changed, folder, record, _read(folder)["seconds"], cached)
+
+    def export(self, model: Model, prefix: str) -> tuple[FileStage, bool]:
+        """Export through the chain of formats; also whether every link of it was cached."""
+        stage: FileStage | None = None
+        cached = True
+        for name in chain(model, self.format):
+            stage = self._link(model, name, stage, prefix)
+            cached = cached and stage.cached
+        assert stage is not None
+        return stage, cached
+
+    def _link(self, model: Model, name: str, before: FileStage | None, prefix: str) -> FileStage:
+        module = plugins.load("formats", name, "export")
+        chosen = {option: getattr(self.options, option) for option in module.OPTIONS}
+        parent = before.key if before else model.identity
+        entry = self._key("export", parent, module, name=model.name, format=name, options=chosen, recipe=prefix)
+        source = Path(before.artifact.path) if before else model.path
+
+        def work(folder: Path, call: artifact.Call) -> Output:
+            output: Output = module.export(model, source, folder, self.options, call)
+            return output
+
+        return self._stage(entry, f"export {model.name} to {name}", work, model, name, prefix)
+
+    def quantize(self, model: Model, before: FileStage, action: Action, prefix: str, **more: Any) -> FileStage:
+        """Quantise the file of a stage; ``more`` are parameters that the user can't name, such as layers to keep."""
+        params = {**action.params, **more}
+        dataset = self._calibration(model) if action.needs else None
+        chosen = {option: getattr(self.options, option) for option in action.module.OPTIONS}
+        entry = self._key(
+            "quantize",
+            before.key,
+            action.module,
+            step=action.name,
+            params=params,
+            options=chosen,
+            recipe=prefix,
+            data=dataset.sha256 if dataset else "",
+        )
+
+        def work(folder: Path, call: artifact.Call) -> Output:
+            path = _calibrate(dataset, before.artifact, params, folder) if dataset else None
+            try:
+                output: Output = action.module.quantize(
+                    before.artifact, action.name, params, path, folder, self.options, call
+                )
+            finally:
+                if path:
+                    path.unlink(missing_ok=True)
+            return output
+
+        return self._stage(entry, f"{action.name} {model.name} ({self.format})", work, model, self.format, prefix)
+
+    @staticmethod
+    def _key(kind: str, parent: str, module: Any, **parts: Any) -> str:
+        """Hash what goes into a stage; the code of the plug-in's whole folder is part of it."""
+        sources = sorted(Path(module.__file__).parent.glob("*.py"))
+        return key(kind, parent=parent, versions=versions(module.LIBRARIES), code=code(*sources, __file__), **parts)
+
+    def _stage(
+        self,
+        entry: str,
+        title: str,
+        work: Callable[[Path, artifact.Call], Output],
+        model: Model,
+        format_name: str,
+        prefix: str,
+    ) -> FileStage:
+        def fill(folder: Path) -> None:
+            start = time.monotonic()
+            with self.progress.task(title, "s") as task:
+                output = work(folder, partial(isolate.call, tick=task.update))
+            made = artifact.build(
+                format_name,
+                folder,
+                output,
+                model=model.name,
+                recipe=prefix,
+                parent_sha256=model.facts.sha256,
+                raw_layout=model.raw_layout,
+            )
+            artifact.save(made, folder)
+            record = {"seconds": round(time.monotonic() - start, 3), "note": output.note, **_facts(made)}
+            _write(folder, record)
+
+        folder, cached = self.cache.make(entry, fill)
+        return FileStage(entry, artifact.load(folder), _read(folder), cached)
+
+    def _calibration(self, model: Model) -> data.Dataset:
+        if self.options.synthetic and not (model.data and model.data.calibration):
+            return data.synthetic(model)
+        return data.calibration(model)
+
+
+def _facts(made: Artifact) -> dict[str, Any]:
+    """What else is on record of a file: its size by zstd, and how many weights it stores and how many are zero."""
+    files = [Path(made.path).parent / ref.name for ref in made.files]
+    found: dict[str, Any] = {"bytes_zstd": sum(artifact.zstd_size(file) for file in files)}
+    try:
+        counter = plugins.load("formats", made.format, "inspect")
+    except UsageError:
+        return found
+    counts = isolate.call(f"{counter.__name__}:weights", {"path": made.path})
+    return {**found, "weights": counts["stored"], "zeros": counts["zeros"]}
+
+
+def _calibrate(dataset: data.Dataset, like: Artifact, params: dict[str, Any], folder: Path) -> Path:
+    """Write the first ``samples`` of the data, prepared as the file wants its input, for the converter's process."""
+    import numpy as np
+
+    from edgepipe.agent.preprocess import prepare
+
+    inputs = prepare(dataset.inputs[: params.get("samples")], like.preprocessing, dataset.layout)
+    path = folder / _CALIBRATION
+    np.savez(path, **{like.inputs[0].name: inputs})
+    return path
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    return found
