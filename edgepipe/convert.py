@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe import artifact, codec, data, export, model, verify
+from edgepipe import recipe as recipes
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import UsageError
+from edgepipe.record import Payoff
 from edgepipe.schema import Artifact
 
 if TYPE_CHECKING:
@@ -33,16 +35,22 @@ class Request:
     batch: int = 1
     evaluation: str = "auto"
     input_shape: list[int] | None = None
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
 class Export:
-    """One exported and verified file. ``ladder`` is None where the model has no data to verify on."""
+    """One exported and verified file. ``ladder`` is None where the model has no data to verify on.
+
+    ``plain`` is the same recipe without its network steps, where it has any; ``payoff`` what those steps bought.
+    """
 
     model: Model
     made: Made
     ladder: Ladder | None
     artifact: Artifact
+    plain: Made | None = None
+    payoff: Payoff | None = None
 
     def row(self) -> dict[str, Any]:
         """The artifact as `export --json` lists it: with its accuracy and parity."""
@@ -52,6 +60,7 @@ class Export:
             "accuracy": codec.to_dict(ladder.accuracy) if ladder else None,
             "parity": [codec.to_dict(rung) for rung in ladder.parity] if ladder else [],
             "reason": "" if ladder else "the model has no evaluation data",
+            "pruning": codec.to_dict(self.payoff) if self.payoff else None,
         }
 
 
@@ -84,9 +93,11 @@ def convert(request: Request, progress: Progress) -> Result:
         GateError: the loss is larger than ``max_drop``; nothing is written.
     """
     source = model.load(request.model, input_shape=request.input_shape)
-    export.check(source, request.recipe, request.formats)
+    export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
-    wanted = ExportOptions(batch=request.batch, dynamic_batch=request.dynamic, opset=request.opset)
+    wanted = ExportOptions(
+        batch=request.batch, dynamic_batch=request.dynamic, opset=request.opset, synthetic=request.synthetic
+    )
     done = []
     for format_name in request.formats:
         item = prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop)
@@ -112,12 +123,14 @@ def prepare(
         GateError: a step lost more than ``max_drop``.
         IntegrityError: a rung of the parity ladder broke.
     """
-    evaluate = verify.scorer(source, dataset)
-    made = export.make(source, recipe, format_name, wanted, progress, evaluate, max_drop=max_drop)
+    evaluate, judge = verify.scorer(source, dataset), verify.judge_of(source)
+    made = export.make(source, recipe, format_name, wanted, progress, evaluate, max_drop=max_drop, judge=judge)
+    rest = recipes.without_network(recipe)
+    plain = export.make(source, rest, format_name, wanted, progress, max_drop=max_drop, judge=judge) if rest else None
     if dataset is None:
-        return Export(source, made, None, made.artifact)
+        return Export(source, made, None, made.artifact, plain)
     with progress.task(f"verify {source.name} {recipe} {format_name} on the host", "s"):
-        return Export(source, made, verify.climb(source, made, dataset), made.artifact)
+        return Export(source, made, verify.climb(source, made, dataset), made.artifact, plain)
 
 
 def verify_file(file: str, against: str, max_drop: float | None, evaluation: str, progress: Progress) -> Export:

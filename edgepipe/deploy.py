@@ -11,15 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bench, board, codec, convert, data, export, journal, model, targets, verify
+from edgepipe import bench, board, codec, convert, data, export, honesty, journal, model, targets, verify
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
 from edgepipe.journal import Journal
-from edgepipe.schema import Artifact, Board, Manifest, ModelFacts, Plan, Report, RunOptions
+from edgepipe.record import ModelFacts, Report
+from edgepipe.schema import Artifact, Board, Manifest, Plan, RunOptions
 
 if TYPE_CHECKING:
     from edgepipe.board import BoardClient
+    from edgepipe.convert import Export
     from edgepipe.data import Dataset
     from edgepipe.model import Model
     from edgepipe.progress import Progress
@@ -44,6 +46,7 @@ class Request:
     opset: int | None = None
     dynamic: bool = False
     input_shape: list[int] | None = None
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class _Candidate:
     ladder: Ladder | None = None
     bytes_sent: int = 0
     inputs: str | None = None
+    export: Export | None = None
 
 
 def deploy(request: Request, progress: Progress) -> Outcome:
@@ -74,7 +78,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     """
     target = targets.load(request.target, request.host or None)
     source = model.load(request.model, input_shape=request.input_shape)
-    export.check(source, request.recipe, request.formats)
+    export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
     with board.connect(target, bench.owner(), progress) as client:
         facts = client.hello().board
@@ -105,7 +109,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     """
     target = targets.load(request.target, request.host or None)
     source = model.load(request.model, input_shape=request.input_shape)
-    export.check(source, request.recipe, request.formats)
+    export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     steps = ["connect", "compress", "export", "verify", "push", "verify on the board", "measure", "activate", "report"]
     return {
         "schema": "edgepipe.plan/1",
@@ -172,6 +176,7 @@ def _prepare(
         opset=request.opset or target.opset,
         ir_version=target.ir_version,
         reduce_range=saturates(facts),
+        synthetic=request.synthetic,
     )
     made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop)
     manifest = bench.manifest_of(made.artifact)
@@ -180,7 +185,7 @@ def _prepare(
     if made.ladder:
         report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
         verify.judge(made.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}, on the host")
-    return _Candidate(made.artifact, manifest, report, made.ladder)
+    return _Candidate(made.artifact, manifest, report, made.ladder, export=made)
 
 
 def saturates(facts: Board) -> bool:
@@ -218,6 +223,13 @@ def _measure(candidate: _Candidate, request: Request, client: BoardClient, progr
     """Time the staged release; keep the record at once, whatever becomes of the rest."""
     result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress)
     candidate.report = replace(candidate.report, measurement=result)
+    made = candidate.export
+    if made and made.plain and result.latency_ms:
+        ratio = honesty.in_turns(
+            client, made.plain.artifact, made.artifact, request.options, candidate.inputs, progress
+        )
+        weighed = honesty.payoff(made.made, made.plain, candidate.manifest.runtime, ratio)
+        candidate.report = replace(candidate.report, pruning=weighed)
     _keep(candidate)
     where = f"{candidate.manifest.name} on {request.target}"
     if result.status in {"failed", "timeout"}:

@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgepipe import artifact, plugins, recipe
+from edgepipe import artifact, mixed, plugins, recipe
 from edgepipe.artifact import ExportOptions, Output
 from edgepipe.cache import Cache
 from edgepipe.errors import GateError, UsageError
 from edgepipe.model import Model
 from edgepipe.model import load as load_model
 from edgepipe.progress import Silent
-from edgepipe.schema import Artifact, Step
+from edgepipe.record import Step
+from edgepipe.schema import Artifact
 from edgepipe.stages import FileStage, Stages, chain
 
 if TYPE_CHECKING:
+    from edgepipe.mixed import Judge
     from edgepipe.progress import Progress
     from edgepipe.recipe import Action, Plan
 
@@ -93,12 +95,14 @@ def make(
     evaluate: Evaluate | None = None,
     *,
     max_drop: float | None = None,
+    judge: Judge | None = None,
     cache: Cache | None = None,
 ) -> Made:
     """Follow the recipe ``text`` for one format.
 
     ``evaluate`` scores a file by the task's metric; without it the accuracies are null. ``max_drop`` is the largest
     loss of it against the plain export, as a share of 1; each step is held against it, but one that the next repairs.
+    ``judge`` is what `mixed` chooses by.
     Files live in the work cache and are read-only; `artifact.copy` takes them out.
 
     Raises:
@@ -113,7 +117,7 @@ def make(
     plan = recipe.plan(recipe.parse(text), format_name)
     listener = progress or cast("Progress", Silent())
     stages = Stages(model, format_name, options, listener, cache or Cache())
-    return _Walk(stages, plan, evaluate, max_drop).run()
+    return _Walk(stages, plan, evaluate, max_drop, judge).run()
 
 
 def artifact_of_file(path: Path, like: Model | None = None) -> Artifact:
@@ -184,8 +188,10 @@ def _check_data(model: Model, text: str, format_name: str) -> None:
 class _Walk:
     """One run of `make`: from stage to stage, with the accuracy after each and the gate."""
 
-    def __init__(self, stages: Stages, plan: Plan, evaluate: Evaluate | None, max_drop: float | None) -> None:
-        self.stages, self.plan, self.evaluate, self.max_drop = stages, plan, evaluate, max_drop
+    def __init__(
+        self, stages: Stages, plan: Plan, evaluate: Evaluate | None, max_drop: float | None, judge: Judge | None
+    ) -> None:
+        self.stages, self.plan, self.evaluate, self.max_drop, self.judge = stages, plan, evaluate, max_drop, judge
         self.steps: list[Step] = []
 
     def run(self) -> Made:
@@ -207,11 +213,20 @@ class _Walk:
         made = [stage]
         for action in self.plan.file:
             prefix = f"{prefix}+{action.text}".lstrip("+")
-            made.append(self.stages.quantize(model, made[-1], action, prefix))
+            made.append(self._quantize(model, made[-1], action, prefix))
             self._step(action.name, action.params, made[-1], model, sparsity=self.steps[-1].sparsity)
             self._gate(action)
         cached = cached and all(stage.cached for stage in made)
         return Made(made[-1].artifact, self.steps, [stage.artifact for stage in made], model, cached)
+
+    def _quantize(self, model: Model, before: FileStage, action: Action, prefix: str) -> FileStage:
+        if action.name != "mixed":
+            return self.stages.quantize(model, before, action, prefix)
+        if self.judge is None:
+            fix = "name data in model.toml, [data] validation, or use int8"
+            raise UsageError("mixed chooses by the loss, and there is no data to see it on", model.name, fix)
+        limit = min(self.max_drop if self.max_drop is not None else 1.0, action.params["drop"])
+        return mixed.walk(self.stages, model, before, action, prefix, self.judge, limit)
 
     def _step(self, name: str, params: dict[str, Any], stage: FileStage, model: Model, **more: Any) -> None:
         step = Step(

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 
 from edgepipe import codec, paths
 from edgepipe.errors import EdgepipeError, UsageError
-from edgepipe.schema import Caution, Report
+from edgepipe.record import Report
+from edgepipe.schema import Caution
 
 _HEAD, _MIDDLE, _TAIL = b'{"sum":"', b'","record":', b"}"
 _SUM = 16

@@ -14,7 +14,8 @@ from edgepipe.cache import hash_file
 from edgepipe.codec import from_dict
 from edgepipe.data import DataPaths, IdxPair
 from edgepipe.errors import IntegrityError, UsageError
-from edgepipe.schema import NAME, ModelFacts, Preprocessing, TensorSpec
+from edgepipe.record import ModelFacts
+from edgepipe.schema import NAME, Preprocessing, TensorSpec
 
 CARD = "model.toml"
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")

@@ -140,6 +140,13 @@ def plan(recipe: Recipe, format_name: str) -> Plan:
     return Plan(recipe, tuple(network), tuple(file))
 
 
+def without_network(text: str) -> str | None:
+    """The recipe less its steps on the network; None where it has none."""
+    parsed = parse(text)
+    left = tuple(part for part in parsed.parts if part.name not in network_steps())
+    return str(Recipe(left)) if len(left) < len(parsed.parts) else None
+
+
 def without_data(format_name: str) -> list[str]:
     """Recipes of a format that need no calibration data."""
     steps = [name for name, makers in file_steps().items() if format_name in makers]

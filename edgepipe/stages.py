@@ -96,7 +96,7 @@ class Stages:
 
         def fill(folder: Path) -> None:
             start = time.monotonic()
-            with self.progress.task(f"{action.text} {self.model.name}") as task:
+            with self.progress.task(f"{action.text} {self.model.name}", "s") as task:
                 network.compress(self.model, before, action.name, params, folder, task.update)
             _write(folder, {"seconds": round(time.monotonic() - start, 3)})
 

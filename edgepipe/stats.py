@@ -196,6 +196,19 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return min(*values, math.exp(min(mean - half, 700.0))), max(*values, math.exp(min(mean + half, 700.0)))
 
 
+def ratio(ratios: Sequence[float]) -> Interval:
+    """The geometric mean of at least two positive ratios with its 95 % Student interval, both taken on logarithms.
+
+    For ratios of neighbours in time, which share whatever else the machine was doing, so that they scatter evenly.
+    """
+    logs = [math.log(value) for value in ratios]
+    mean = statistics.fmean(logs)
+    degrees = len(logs) - 1
+    factor = _STUDENT_T[degrees - 1] if degrees <= len(_STUDENT_T) else 1.96
+    half = factor * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
 def outliers(samples: Sequence[float]) -> list[int]:
     """Return the positions of outliers: |x - median| / MAD > 14.826 (hyperfine). They are flagged, never deleted.
 

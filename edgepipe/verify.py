@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import cache, plugins, recipe
+from edgepipe import cache, data, plugins, recipe
 from edgepipe.errors import GateError, IntegrityError
-from edgepipe.schema import Accuracy, Artifact, Rung
+from edgepipe.record import Accuracy, Rung
+from edgepipe.schema import Artifact
 
 if TYPE_CHECKING:
     from edgepipe.data import Dataset
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgepipe.model import Model
 
 _ROUNDING = 1e-12
+_FEW = 64  # samples that suffice to rank layers by their noise
 UNKNOWN = "unknown"  # the recipe of a file that came without a manifest
 
 Outputs = list[Any]  # numpy arrays, one per model output, samples first
@@ -150,6 +152,41 @@ def scorer(model: Model, dataset: Dataset | None) -> Callable[[Artifact], float 
         return None
     task = plugins.load("tasks", model.task.replace("-", "_"))
     return lambda artifact: _metric(task, outputs_of(artifact, dataset), dataset)
+
+
+def judge_of(model: Model) -> Judge | None:
+    """What a choice between candidate files is made by: the validation set, else the calibration set, else None."""
+    dataset = data.validation(model)
+    if dataset is None and model.data and model.data.calibration:
+        dataset = data.calibration(model)
+    return Judge(plugins.load("tasks", model.task.replace("-", "_")), dataset) if dataset else None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Holds candidate files against the float file they were made from; `edgepipe.mixed` asks it."""
+
+    task: Any
+    dataset: Dataset
+
+    def loss(self, before: Artifact, after: Artifact) -> float:
+        """What the task's metric lost, as a share of 1; without labels the share of answers that changed."""
+        one, other = outputs_of(before, self.dataset), outputs_of(after, self.dataset)
+        first, last = _metric(self.task, one, self.dataset), _metric(self.task, other, self.dataset)
+        if first is None or last is None:
+            return float(self.task.disagreement(one, other))
+        return first - last
+
+    def noise_db(self, before: Artifact, after: Artifact) -> float:
+        """The noise in the outputs on the first samples, in dB over the signal: higher is worse."""
+        import numpy as np
+
+        few = replace(self.dataset, inputs=self.dataset.inputs[:_FEW], labels=None, sha256=f"{self.dataset.sha256}/few")
+        one, other = (np.concatenate([x.ravel() for x in outputs_of(file, few)]) for file in (before, after))
+        signal, noise = float(np.square(one).sum()), float(np.square(one - other).sum())
+        if not math.isfinite(noise):
+            return math.inf
+        return 10 * math.log10(max(noise, 1e-30) / max(signal, 1e-30))
 
 
 def compare(name: str, before: Outputs, after: Outputs, task: Any, tolerance: Tolerance) -> Rung:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgepipe.cli import options
-from edgepipe.cli.export import command as export
+from edgepipe.cli import console, export, options
 from edgepipe.errors import UsageError
 
 
@@ -15,17 +16,25 @@ def command(
     model: Annotated[str, typer.Argument(help="A name under models/, a path, or package.module:function.")] = "",
     recipe: options.Recipe = "",
     output: options.Output = "out",
-    to: Annotated[
-        str, typer.Option("--to", help="The format whose quantiser is used: onnx, tflite, openvino.")
-    ] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="Formats, comma separated: onnx, tflite, openvino.")] = "onnx",
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            "-t",
+            help="Where a changed network is timed against the unchanged one.",
+            autocompletion=options.complete_target,
+        ),
+    ] = "local",
     max_drop: options.MaxDrop = "",
     evaluation: options.Samples = "auto",
     input_shape: options.InputShape = "",
+    synthetic: options.Synthetic = False,
     listing: Annotated[bool, typer.Option("--list", help="List the steps a recipe can have.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compress a model by a recipe such as int8, and write the compressed file."""
+    """Compress a model by a recipe such as prune:0.5+int8, say what each step cost and bought, and write the files."""
     if listing:
         _list(json)
         return
@@ -35,7 +44,22 @@ def command(
             "edgepipe compress",
             "edgepipe compress fashion-resnet8 --recipe int8 -o out",
         )
-    export(model, to, recipe, output, max_drop, 0, False, 1, evaluation, input_shape, json, quiet)
+    from edgepipe import convert, honesty
+
+    request = convert.Request(
+        model=model,
+        formats=options.names(to, "--to"),
+        recipe=recipe,
+        folder=Path(output),
+        max_drop=options.fraction(max_drop, "--max-drop"),
+        evaluation=evaluation,
+        input_shape=options.shape(input_shape),
+        synthetic=synthetic,
+    )
+    with console.open_progress(quiet=quiet) as progress:
+        result = convert.convert(request, progress)
+        result = replace(result, exports=honesty.weigh(result.exports, target, progress))
+    export.show(result, as_json=json, quiet=quiet)
 
 
 def _list(as_json: bool) -> None:

@@ -25,6 +25,7 @@ def command(
     opset: options.Opset = 0,
     dynamic: options.Dynamic = False,
     input_shape: options.InputShape = "",
+    synthetic: options.Synthetic = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; touch nothing.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -49,6 +50,7 @@ def command(
         opset=opset or None,
         dynamic=dynamic,
         input_shape=options.shape(input_shape),
+        synthetic=synthetic,
     )
     if dry_run:
         options.show_plan(verb.dry_run(request), json)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgepipe.cli import console, options
+
+if TYPE_CHECKING:
+    from edgepipe.convert import Result
 
 
 def command(
@@ -21,12 +24,12 @@ def command(
     batch: options.Batch = 1,
     evaluation: options.Samples = "auto",
     input_shape: options.InputShape = "",
+    synthetic: options.Synthetic = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Export a model: compress by the recipe, convert, verify, and write the files and their manifests."""
     from edgepipe import convert
-    from edgepipe.report import tables
 
     request = convert.Request(
         model=model,
@@ -39,10 +42,18 @@ def command(
         batch=batch,
         evaluation=evaluation,
         input_shape=options.shape(input_shape),
+        synthetic=synthetic,
     )
     with console.open_progress(quiet=quiet) as progress:
         result = convert.convert(request, progress)
+    show(result, as_json=json, quiet=quiet)
+
+
+def show(result: Result, *, as_json: bool, quiet: bool) -> None:
+    """Show what was made: the table for people, the document for scripts."""
+    from edgepipe.report import tables
+
     if not quiet:
         tables.show_exports(result.exports, console.stderr())
-    if json:
+    if as_json:
         options.emit(result.document())

@@ -57,6 +57,12 @@ Dynamic = Annotated[bool, typer.Option("--dynamic", help="Leave the batch dimens
 Samples = Annotated[
     str, typer.Option("--eval", help="Evaluation set: shipped, full, or auto (full where it is installed).")
 ]
+Synthetic = Annotated[
+    bool,
+    typer.Option(
+        "--synthetic-calibration", help="Calibrate on made-up data where the model has none; the report says so."
+    ),
+]
 InputShape = Annotated[
     str, typer.Option("--input-shape", help="Without the batch, e.g. 3,224,224; for models that don't say.")
 ]

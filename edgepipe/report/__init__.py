@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgepipe.errors import UsageError
-from edgepipe.schema import Report
+from edgepipe.record import Report
 
 
 def latest(reports: Iterable[Report]) -> list[Report]:

@@ -14,6 +14,7 @@ from importlib import resources
 
 from edgepipe import measurement
 from edgepipe.errors import EdgepipeError
+from edgepipe.record import Accuracy, Report
 from edgepipe.report import svg
 from edgepipe.report.rows import (
     DASH,
@@ -28,6 +29,7 @@ from edgepipe.report.rows import (
     measurement_facts,
     millis,
     number,
+    payoff_facts,
     provenance,
     rows,
     score,
@@ -36,7 +38,6 @@ from edgepipe.report.rows import (
     tick,
 )
 from edgepipe.report.svg import escape
-from edgepipe.schema import Accuracy, Report
 
 OPEN = 2  # a page of so few runs shows them unfolded
 GREY = 4  # the colour of what is beyond the palette
@@ -222,6 +223,9 @@ def _run(row: Row, key: str, *, unfold: bool) -> str:
     left = f"<section><h4>Latency of every call</h4>{_distribution(row)}</section>"
     parts.append(f'<div class="pair">{left}<section>{_steps(report)}{_accuracy(report.accuracy)}</section></div>')
     parts.append(_parity(report))
+    if report.pruning:
+        told = _pairs(payoff_facts(report.pruning))
+        parts.append(f"<section><h4>What changing the network bought</h4>{told}</section>")
     left = f"<section><h4>Measurement</h4>{_pairs(measurement_facts(run))}</section>" if run else ""
     parts.append(f'<div class="pair">{left}<section><h4>Provenance</h4>{_pairs(provenance(report))}</section></div>')
     p50 = f"p50 {millis(row.p50.value)} ms" if row.p50.value is not None else row.status

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgepipe.schema import Accuracy, Board, Bound, Measurement, Report
+from edgepipe.record import Accuracy, Payoff, Report, Step
+from edgepipe.schema import Board, Bound, Measurement
 
 DASH = "\N{EN DASH}"
 ON_BOARD = "on the board"
@@ -129,6 +130,45 @@ def number(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:,.0f}" if abs(value) >= _KILO else f"{value:.3g}"
+
+
+def count(value: float | None) -> str:
+    """A count with a unit and three digits, e.g. ``8.62 M``."""
+    if value is None:
+        return DASH
+    for unit in ("", "k", "M", "G"):
+        if value < _KILO or unit == "G":
+            break
+        value /= _KILO
+    return f"{number(value)} {unit}".strip()
+
+
+def zeros(found: int | None, weights: int | None) -> str:
+    """The share of stored weights that are zero."""
+    return DASH if found is None or not weights else f"{found / weights:.1%}"
+
+
+def said(step: Step) -> str:
+    """A step with the parameters it had."""
+    params = ", ".join(f"{name}={value}" for name, value in step.params.items())
+    return f"{step.name} ({params})" if params else step.name
+
+
+def payoff_facts(found: Payoff) -> list[tuple[str, str]]:
+    """Name and text of what changing the network bought."""
+    before, after = found.before, found.after
+    asked = f"{found.sparsity:.1%} asked for, " if found.sparsity is not None else ""
+    pairs = [
+        ("verdict", found.verdict),
+        ("against", f"{found.against}, on {found.runtime}"),
+        ("zeros", f"{asked}{zeros(found.zeros, found.weights)} of the weights stored"),
+        ("file", f"{size(before.bytes)} -> {size(after.bytes)}"),
+        ("gzip, zstd", f"{size(before.bytes_gzip)} -> {size(after.bytes_gzip)}, "
+                       f"{size(before.bytes_zstd)} -> {size(after.bytes_zstd)}"),
+        ("MACs, parameters", f"{count(before.macs)} -> {count(after.macs)}, "
+                             f"{count(before.parameters)} -> {count(after.parameters)}"),
+    ]  # fmt: skip
+    return [(name, plain(text)) for name, text in pairs]
 
 
 def millis(value: float | None, digits: int = 3) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from edgepipe.record import Accuracy, Payoff, Report, Rung, Step
 from edgepipe.report.rows import (
     DASH,
     ON_BOARD,
@@ -12,6 +13,7 @@ from edgepipe.report.rows import (
     boards,
     bound,
     caveat,
+    count,
     drop,
     facts,
     final,
@@ -19,14 +21,17 @@ from edgepipe.report.rows import (
     measurement_facts,
     millis,
     number,
+    payoff_facts,
     plain,
     provenance,
     rows,
+    said,
     score,
     size,
     span,
+    zeros,
 )
-from edgepipe.schema import Accuracy, Artifact, Caution, Report, Rung, Step
+from edgepipe.schema import Artifact, Caution
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +69,10 @@ class Exported(Protocol):
     def made(self) -> _Made:
         """The steps it was made by."""
 
+    @property
+    def payoff(self) -> Payoff | None:
+        """What changing the network bought, where that was done."""
+
 
 def show_reports(reports: Sequence[Report], console: Console) -> None:
     """Print one table for each board, and below it why rows failed or what they warn of."""
@@ -94,6 +103,8 @@ def show_report(report: Report, console: Console) -> None:
     if report.steps:
         console.print(_steps(report.steps, report.accuracy))
     _ladder(report.accuracy, report.parity, console)
+    if report.pruning:
+        console.print(_pairs("what changing the network bought", payoff_facts(report.pruning)))
     if report.measurement:
         console.print(_pairs("measurement", measurement_facts(report.measurement)))
     console.print(_pairs("provenance", provenance(report)))
@@ -115,6 +126,8 @@ def show_exports(exports: Iterable[Exported], console: Console) -> None:
             console.print(_text("not verified: the model has no evaluation data", "yellow"))
         else:
             _ladder(ladder.accuracy, ladder.parity, console)
+        if item.payoff:
+            console.print(_pairs("what changing the network bought", payoff_facts(item.payoff)))
 
 
 def _summary(found: Sequence[Row], *, wide: bool) -> Table:
@@ -206,12 +219,13 @@ def _tell_warnings(found: Sequence[Row], console: Console) -> None:
 
 
 def _steps(steps: Sequence[Step], accuracy: Accuracy | None) -> Table:
-    table = _table("step", "size", "accuracy", "seconds", "note", numbers=(1, 2, 3))
+    columns = ("step", "size", "gzip", "params", "MACs", "zeros", "accuracy", "seconds", "note")
+    table = _table(*columns, numbers=(1, 2, 3, 4, 5, 6, 7))
     for step in steps:
-        params = ", ".join(f"{name}={value}" for name, value in step.params.items())
-        name = f"{step.name} ({params})" if params else step.name
         scored = score(step.accuracy, accuracy) if accuracy else number(step.accuracy)
-        table.add_row(*map(_text, (name, size(step.bytes), scored, number(step.seconds), step.note)))
+        counts = [count(value) for value in (step.parameters, step.macs)]
+        cells = (said(step), size(step.bytes), size(step.bytes_gzip), *counts, zeros(step.zeros, step.weights))
+        table.add_row(*map(_text, (*cells, scored, number(step.seconds), step.note)))
     return table
 
 

@@ -6,24 +6,20 @@ import random
 from dataclasses import replace
 
 from edgepipe import measurement
+from edgepipe.record import Accuracy, ModelFacts, Report, Rung, Step
 from edgepipe.schema import (
-    Accuracy,
     Artifact,
     Board,
     Caution,
     FileRef,
     Measurement,
-    ModelFacts,
     Plan,
     Preprocessing,
     ProcessSamples,
     RawRun,
     Release,
-    Report,
-    Rung,
     RunOptions,
     StateSample,
-    Step,
     TensorSpec,
 )
 

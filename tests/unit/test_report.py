@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import re
 from dataclasses import replace
@@ -13,12 +14,13 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from edgepipe import measurement
+from edgepipe import codec, measurement
 from edgepipe import report as report_verb
 from edgepipe.errors import UsageError
+from edgepipe.record import Accuracy, Payoff, Report, Rung, Sizes, Step
 from edgepipe.report import html, svg, tables
 from edgepipe.report.rows import bound, caveat, drop, final, millis, number, plain, rows, score, size, span
-from edgepipe.schema import Accuracy, Bound, Measurement, Report, Rung, Step
+from edgepipe.schema import Bound, Measurement
 from tests.unit.report_samples import OPTIONS, PLAN, gallery, raw, report, steady
 
 VOID = {"meta", "link", "br", "img", "input"}
@@ -152,11 +154,26 @@ def test_exports_show_steps_accuracy_and_parity():
     made = SimpleNamespace(steps=one.steps)
     out = io.StringIO()
     console = Console(file=out, width=100, highlight=False)
-    exports = [SimpleNamespace(artifact=one.artifact, ladder=part, made=made) for part in (ladder, None)]
+    exports = [SimpleNamespace(artifact=one.artifact, ladder=part, made=made, payoff=None) for part in (ladder, None)]
     tables.show_exports(exports, console)
     text = out.getvalue()
+    assert "what changing the network bought" not in text
     assert "331 kB" in text and "quantized:int8" in text and "baseline 92.31 %" in text
     assert "not verified" in text
+
+
+def test_what_changing_the_network_bought_is_told_everywhere():
+    sizes = Sizes(1_240_000, 1_140_000, 1_150_000, 308_074, 10_200_000), Sizes(1_240_000, 370_000, 380_000, 308_074)
+    bought = Payoff("none", "onnxruntime", 0.8, 1000, 799, *sizes, Bound(1.01, 0.99, 1.03), "no speed-up: 1.01")
+    one = replace(report(recipe="sparse:0.8"), pruning=bought)
+    out = io.StringIO()
+    tables.show_report(one, Console(file=out, width=120))
+    for text in (out.getvalue(), Page(html.page([one])).text):
+        assert "no speed-up: 1.01" in text
+        assert "80.0% asked for, 79.9% of the weights stored" in text
+        assert "1.14 MB -> 370 kB" in text
+        assert "10.2 M -> \N{EN DASH}" in text
+    assert codec.from_dict(Report, json.loads(json.dumps(codec.to_dict(one)))) == one
 
 
 # Nulls and odd values

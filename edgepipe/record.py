@@ -1,0 +1,120 @@
+"""What the host writes down of a model, its steps and its runs: the types of reports. Boards never see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from edgepipe.schema import Artifact, Board, Bound, Measurement, Release
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a recipe did, and what the file in the format asked for is like after it.
+
+    ``accuracy`` is the task's own metric, or null. ``parameters`` and ``macs`` (multiply-accumulates of one sample) are
+    the network's. ``sparsity`` is the share of weights a step was asked to zero, ``weights`` and ``zeros`` are what the
+    file really stores. A size or count that nobody took is null, and ``note`` says why where it matters.
+    """
+
+    name: str
+    params: Dict[str, Any] = field(default_factory=dict)
+    bytes: Optional[int] = None
+    accuracy: Optional[float] = None
+    seconds: Optional[float] = None
+    note: str = ""
+    bytes_gzip: Optional[int] = None
+    bytes_zstd: Optional[int] = None
+    parameters: Optional[int] = None
+    macs: Optional[int] = None
+    sparsity: Optional[float] = None
+    weights: Optional[int] = None
+    zeros: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The task's metric on each rung, all on the same ``samples``. A null has its ``reason``."""
+
+    metric: str
+    samples: int
+    baseline: Optional[float] = None
+    compressed: Optional[float] = None
+    exported: Optional[float] = None
+    on_device: Optional[float] = None
+    dataset: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the parity ladder against the one before: cosine lies in [-1, 1], disagreement in [0, 1]."""
+
+    rung: str
+    max_abs: Optional[float]
+    mean_abs: Optional[float]
+    cosine: Optional[float]
+    disagreement: Optional[float]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Who the model is: ``sha256`` of its weights, parameters, multiply-accumulates for one sample."""
+
+    name: str
+    task: str
+    sha256: str
+    parameters: Optional[int]
+    macs: Optional[int]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a file and its network are: bytes, bytes packed, parameters, multiply-accumulates of one sample."""
+
+    bytes: Optional[int]
+    bytes_gzip: Optional[int] = None
+    bytes_zstd: Optional[int] = None
+    parameters: Optional[int] = None
+    macs: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Payoff:
+    """What changing the network bought ``against`` the same recipe without it, and the verdict in words.
+
+    ``sparsity`` is the share of weights that was asked to be zero; ``weights`` and ``zeros`` are what the file stores.
+    ``latency_ratio`` is time with over time without, measured in turns on one board: below 1 is faster.
+    """
+
+    against: str
+    runtime: str
+    sparsity: Optional[float]
+    weights: Optional[int]
+    zeros: Optional[int]
+    before: Sizes
+    after: Sizes
+    latency_ratio: Bound
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """One row of the contract: everything known of one model x recipe x format x board."""
+
+    model: ModelFacts
+    recipe: str
+    steps: List[Step]
+    artifact: Artifact
+    accuracy: Optional[Accuracy]
+    parity: List[Rung]
+    board: Board
+    release: Optional[Release]
+    measurement: Optional[Measurement]
+    versions: Dict[str, Optional[str]]
+    pruning: Optional[Payoff] = None
+    id: str = ""
+    created: str = ""
+    schema: str = "edgepipe.report/1"
