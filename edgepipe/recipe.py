@@ -104,6 +104,26 @@ def known() -> dict[str, str]:
     return lines
 
 
+def catalogue() -> list[dict[str, Any]]:
+    """All steps for the command line: name, help, what it ``changes`` (network or file), formats, parameters."""
+    entries = []
+    all_formats = sorted({fmt for makers in file_steps().values() for fmt in makers} - {"null"})
+    for name, line in known().items():
+        makers = {fmt: module for fmt, module in file_steps().get(name, {}).items() if fmt != "null"}
+        module = network_steps().get(name)
+        tables = [module] if module else [_StepOf(maker, name) for maker in makers.values()]
+        params: dict[str, dict[str, Any]] = {}
+        for table in tables:
+            for key, default in getattr(table, "DEFAULTS", {}).items():
+                choices = list(getattr(table, "CHOICES", {}).get(key, ()))
+                params.setdefault(key, {"name": key, "default": default, "choices": choices})
+        changes = "network" if module else "file" if makers else ""
+        formats = sorted(makers) or all_formats
+        entry = {"name": name, "help": line, "changes": changes, "formats": formats, "params": list(params.values())}
+        entries.append(entry)
+    return entries
+
+
 def parse(text: str) -> Recipe:
     """Read a recipe, or the TOML file that ``text`` is the path of, and check its names and their order.
 

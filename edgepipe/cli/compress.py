@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,17 +65,18 @@ def command(
 def _list(as_json: bool) -> None:
     from edgepipe import recipe
 
-    known = {name: text for name, text in recipe.known().items() if name != "null"}
-    steps = [{"name": name, "help": text, "formats": _formats(name)} for name, text in known.items()]
+    steps = [entry for entry in recipe.catalogue() if entry["name"] != "null"]
     if as_json:
         options.emit({"schema": "edgepipe.steps/1", "steps": steps})
         return
-    for step in steps:
-        typer.echo(f"{step['name']:<10} {', '.join(step['formats']):<26} {step['help']}")
+    for entry in steps:
+        where = "network" if entry["changes"] == "network" else ", ".join(entry["formats"])
+        typer.echo(f"{entry['name']:<10} {where:<26} {entry['help']}")
+        if entry["params"]:
+            typer.echo(f"{'':<37} {' '.join(_parameter(item) for item in entry['params'])}")
 
 
-def _formats(step: str) -> list[str]:
-    """The formats a step works for; one that acts on the network, or does nothing, works for all."""
-    from edgepipe import export, recipe
-
-    return sorted(set(recipe.file_steps().get(step, export.formats())) - {"null"})
+def _parameter(item: dict[str, Any]) -> str:
+    """A parameter with its default, or with its choices, the default first."""
+    others = [word for word in item["choices"] if word != item["default"]]
+    return f"{item['name']}={'|'.join([str(item['default']), *others])}"
