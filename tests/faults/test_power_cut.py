@@ -1,0 +1,143 @@
+"""A power cut at any operation of a deploy leaves the old release or the new one, complete; every fsync is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgepipe.agent.releases import Releases
+from edgepipe.agent.store import _FOLDERS, Store
+from edgepipe.schema import Artifact, FileRef, Manifest, Preprocessing
+from tests.faults.disk_model import MODES, Recorder, cuts, syncs
+
+
+def manifest(tag: str) -> tuple[Manifest, dict[str, bytes]]:
+    """A release of two files whose contents end in ``tag``."""
+    contents = {"model.xml": b"x" * 40 + tag.encode(), "model.bin": b"weights" * 9 + tag.encode()}
+    refs = [FileRef(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items()]
+    total = sum(ref.bytes for ref in refs)
+    artifact = Artifact("openvino", "model.xml", total, total, refs[0].sha256, refs, [], [], Preprocessing())
+    return Manifest("m-openvino", artifact, "openvino"), contents
+
+
+def push(store: Store, disk: Recorder, contents: dict[str, bytes]) -> None:
+    for data in contents.values():
+        sha = hashlib.sha256(data).hexdigest()
+        half = len(data) // 2
+        store.put(sha, len(data), 0, iter([data[:half]]))
+        store.put(sha, len(data), half, iter([data[half:]]))
+        disk.acknowledge(f"blob {sha}")
+
+
+class Story:
+    """Three deploys and a rollback on a real folder, recorded."""
+
+    def __init__(self, root: Path) -> None:
+        self.disk = Recorder(str(root))
+        store = Store(str(root), self.disk)
+        store.prepare()
+        self.disk.done.clear()  # the folders are there before the story begins
+        releases = Releases(store)
+        self.states: list[tuple[str | None, str | None]] = [(None, None)]
+        for tag in ("a", "b", "c"):
+            release, contents = manifest(tag)
+            push(store, self.disk, contents)
+            releases.verify(release)
+            releases.stage(release)
+            releases.activate(release.id)
+            self._settled(releases, f"current {release.id}")
+        releases.rollback()
+        self._settled(releases, f"current {releases.links().current}")
+
+    def _settled(self, releases: Releases, what: str) -> None:
+        links = releases.links()
+        self.states.append((links.current, links.previous))
+        self.disk.acknowledge(what)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return Story(tmp_path_factory.mktemp("board") / "root")
+
+
+def wrong(root: Path, story: Story, acknowledged: list[str]) -> str:
+    """What is wrong with a board found in this state; empty if nothing is."""
+    store = Store(str(root))
+    links = Releases(store).links()
+    step = sum(item.startswith("current") for item in acknowledged)
+    old = story.states[step]
+    new = story.states[min(step + 1, len(story.states) - 1)]
+    between = {(old[0], None), (new[0], None)}  # both links on one release: it works, and there is no way back
+    if (links.current, links.previous) not in {old, new} | between or (old[0] and not links.current):
+        return f"links are {links}, neither {old} nor {new}"
+    for name in {links.current, links.previous} - {None}:
+        if problem := _broken(root / "releases" / str(name)):
+            return problem
+    for path in (root / "blobs").iterdir():
+        if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
+            return f"blob {path.name[:8]} is not its hash"
+    gone = [item for item in acknowledged if item.startswith("blob") and not (root / "blobs" / item[5:]).exists()]
+    return f"{gone[0]} was acknowledged and is gone" if gone else ""
+
+
+def _broken(folder: Path) -> str:
+    try:
+        record = json.loads((folder / "manifest.json").read_bytes())
+    except ValueError:
+        return "the manifest is torn"
+    for ref in record["artifact"]["files"]:
+        file = folder / ref["name"]
+        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != ref["sha256"]:
+            return f"{ref['name']} of an active release is missing or torn"
+    return ""
+
+
+def violations(story: Story, place: Path, skip: int | None = None) -> Iterator[tuple[int, str, str]]:
+    for at, mode, model in cuts(_FOLDERS, story.disk.done, skip):
+        model.after_cut(mode, place)
+        if found := wrong(place, story, model.acknowledged):
+            yield at, mode, found
+        shutil.rmtree(place)
+
+
+def test_a_cut_at_any_operation_leaves_a_working_board(story: Story, tmp_path: Path) -> None:
+    states = sum(1 for _ in cuts(_FOLDERS, story.disk.done))
+    assert states >= len(story.disk.done) * len(MODES)
+    assert list(violations(story, tmp_path / "cut")) == []
+
+
+def test_every_fsync_is_needed(story: Story, tmp_path: Path) -> None:
+    """Leave any one of them out, and some cut breaks a promise."""
+    positions = syncs(story.disk.done)
+    assert len(positions) >= 20
+    idle = [story.disk.done[at] for at in positions if next(violations(story, tmp_path / "cut", at), None) is None]
+    assert idle == []
+
+
+def test_the_same_deploy_again_mends_whatever_a_cut_left(story: Story, tmp_path: Path) -> None:
+    release, contents = manifest("b")
+    place = tmp_path / "cut"
+    for at, mode, model in cuts(_FOLDERS, story.disk.done):
+        if at % 7:
+            continue
+        model.after_cut(mode, place)
+        disk = Recorder(str(place))
+        store = Store(str(place), disk)
+        for data in contents.values():
+            sha = hashlib.sha256(data).hexdigest()
+            have = store.have(sha)
+            store.put(sha, len(data), have, iter([data[have:]]))
+        releases = Releases(store)
+        releases.verify(release)
+        releases.stage(release)
+        releases.activate(release.id)
+        assert releases.links().current == release.id, (at, mode)
+        assert _broken(place / "releases" / release.id) == "", (at, mode)
+        assert not os.path.lexists(place / "releases" / f".{release.id}")
+        shutil.rmtree(place)
