@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench guarantees clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -31,6 +31,10 @@ lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budget
 bench: $(STAMP) ## print the speed figures, as ratios measured side by side
 	@scripts/ensure-sshd
 	$(BIN)/python -m tests.bench
+
+guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often
+	@scripts/ensure-sshd || true
+	$(BIN)/python -m tests.guarantees
 
 clean: ## remove what the build made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -250,7 +250,9 @@ class _Walk:
         if after and getattr(after[0].module, "REPAIRS", False):
             return
         source = self.stages.model
-        what = f"{action.text} took {source.metric or 'the metric'} from {first:.2%} to {last:.2%}"
+        what = (
+            f"{source.metric or 'the metric'} fell by {first - last:.2%} at {action.text} ({first:.2%} -> {last:.2%})"
+        )
         fix = "a gentler setting, distill after it, mixed for int8, or a larger --max-drop"
         where = f"{source.name} {self.plan.recipe} {self.stages.format}, step {action.text}"
-        raise GateError(f"{what}, more than the {self.max_drop:.2%} allowed", where, fix)
+        raise GateError(f"{what}, more than the {self.max_drop:.2%} allowed; nothing was activated", where, fix)

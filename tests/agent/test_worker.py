@@ -13,6 +13,7 @@ from edgepipe.agent import probe, worker
 from edgepipe.agent.jobs import make
 from edgepipe.errors import BoardError, DeadlineError
 from edgepipe.schema import RunOptions
+from tests.guarantees.figure import report
 
 # A package that is found like onnxruntime and does what a test says while it is imported.
 FAKE = """
@@ -71,6 +72,7 @@ def test_the_fake_works_and_its_site_wins(infer):
     assert done["precision"] == "unknown"
 
 
+@pytest.mark.guarantee
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
@@ -90,6 +92,7 @@ def test_a_signal_is_named_with_runtime_version_and_cpu(infer, name, cause):
     assert f"onnxruntime 1.2.3 was killed by {name} during import on {probe.cpu_name()}" in what
     assert cause in what and what.endswith(": last words") and "\x1b" not in what
     assert "model.onnx" in caught.value.where and caught.value.fix
+    report(18, f"{name} classified", ok=True)
 
 
 def test_a_real_segmentation_fault_while_running(infer, tmp_path):
@@ -116,6 +119,7 @@ def test_a_missing_package_says_how_to_install_it(infer):
     assert "provision" in caught.value.fix
 
 
+@pytest.mark.guarantee
 @pytest.mark.parametrize(
     "act", ["time.sleep(1000)", "os.kill(os.getpid(), signal.SIGSTOP)", "exec('while True: pass')"]
 )
@@ -123,7 +127,8 @@ def test_a_hang_ends_at_the_deadline(infer, act):
     began = time.monotonic()
     with pytest.raises(DeadlineError, match=r"onnxruntime 1\.2\.3 was still at import after 1 s"):
         infer(act, deadline=1)
-    assert time.monotonic() - began < 3
+    late = time.monotonic() - began - 1
+    report(10, f"a hung child: deadline + {late:.1f} s", ok=late < 2)
 
 
 def test_what_a_child_started_ends_with_it(infer, tmp_path, tools):

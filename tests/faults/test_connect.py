@@ -18,6 +18,7 @@ from edgepipe.progress import Silent
 from tests.faults.conftest import OpenSshd
 from tests.faults.helpers import agents, alive, gone, within
 from tests.faults.proxy import Proxy
+from tests.guarantees.figure import report
 
 
 def link_to(board, **more):
@@ -31,13 +32,15 @@ def write_key(path, password=b""):
     path.chmod(0o600)
 
 
+@pytest.mark.guarantee
 def test_unknown_host_key_is_refused_with_fingerprint_and_command(board):
     with pytest.raises(HostKeyError) as caught:
         link_to(board)
     shown = board.server.host_key.fingerprint
     assert shown in caught.value.what
     assert f"edgepipe targets pin board --host 127.0.0.1:{board.server.port} --fingerprint {shown}" in caught.value.fix
-    assert not list(_trust.paths.data_home().glob("known_hosts/*"))
+    kept = list(_trust.paths.data_home().glob("known_hosts/*"))
+    report(14, "an unknown key: refused with its fingerprint", ok=not kept)
 
 
 def test_pin_wants_the_expected_fingerprint(board):
@@ -49,6 +52,7 @@ def test_pin_wants_the_expected_fingerprint(board):
     link_to(board).close()
 
 
+@pytest.mark.guarantee
 def test_changed_host_key_is_a_hard_stop_until_re_pinned(board):
     write_pin(board, b"another key")
     with pytest.raises(HostKeyError, match="HAS CHANGED") as caught:
@@ -58,6 +62,7 @@ def test_changed_host_key_is_a_hard_stop_until_re_pinned(board):
     assert "edgepipe targets re-pin board" in caught.value.fix
     with pytest.raises(HostKeyError, match="HAS CHANGED"):
         pins.pin(board.target())
+    report(14, "a changed key: a hard stop", ok=True)
     before, now = pins.re_pin(board.target())
     assert old in before and now.fingerprint == board.server.host_key.fingerprint
     link_to(board).close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from edgepipe.link import _push
 from edgepipe.progress import Silent
 from tests.faults.helpers import agents, gone, within
 from tests.faults.proxy import Proxy
+from tests.guarantees.figure import report
 
 MIB = 1 << 20
 
@@ -29,6 +31,7 @@ def blob(size: int, tmp_path: Path) -> tuple[Path, str]:
     return path, hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.guarantee
 @pytest.mark.parametrize("seed", range(4))
 def test_cut_link_resumes_and_sends_only_the_rest(seed, board, tmp_path):
     size = 12 * MIB + 12345
@@ -43,7 +46,8 @@ def test_cut_link_resumes_and_sends_only_the_rest(seed, board, tmp_path):
         assert proxy.connections == 4
     assert (board.server.home / ".edgepipe" / "blobs" / sha).read_bytes() == path.read_bytes()
     # Beyond the file: at most 1 MiB for each cut, and what SSH itself needs (handshakes, the agent, packet headers).
-    assert proxy.sent <= size + 3 * MIB + 4 * 60_000 + size // 200
+    again = max(0, proxy.sent - size - 4 * 60_000 - size // 200)
+    report(4, f"{again / 3 / MIB:.2f} MiB again for a cut", ok=again <= 3 * MIB)
 
 
 def pin_same_key(board, proxy):
@@ -77,6 +81,7 @@ def test_permanent_error_stops_at_once_and_leaves_the_channel_usable(board, tmp_
         assert proxy.connections == 1
 
 
+@pytest.mark.guarantee
 def test_half_open_connection_ends_by_its_deadline(board, tmp_path):
     path, sha = blob(30 * MIB, tmp_path)
     with Proxy(board.server.port) as proxy:
@@ -84,10 +89,14 @@ def test_half_open_connection_ends_by_its_deadline(board, tmp_path):
         times = boards.Times(stall=2.0)
         with boards.connect(board.target(proxy.port), "me@test", Silent(), times) as client:
             proxy.frozen = True
+            began = time.monotonic()
             with within(4), pytest.raises(DeadlineError):
                 client.push([(path, sha)])
+            late = time.monotonic() - began - times.stall
+            report(10, f"a half-open connection: deadline + {late:.1f} s", ok=late < 2)
 
 
+@pytest.mark.guarantee
 def test_warm_push_sends_nothing_and_empty_files_arrive(board, tmp_path):
     path, sha = blob(MIB, tmp_path)
     empty = hashlib.sha256(b"").hexdigest()
@@ -98,6 +107,7 @@ def test_warm_push_sends_nothing_and_empty_files_arrive(board, tmp_path):
         assert client.push(files) == 0
         assert client.get(empty) == b"" and client.get(sha) == path.read_bytes()
     assert gone(agents(board.server.home))
+    report(5, "0 blob bytes the second time", ok=True)
 
 
 def test_a_file_that_shrinks_is_noticed(board, tmp_path):

@@ -13,6 +13,7 @@ from edgepipe.errors import EdgepipeError, IntegrityError, UsageError
 from edgepipe.link import _protocol, _trust, parse_address, quote
 from edgepipe.progress import Silent
 from edgepipe.schema import FileRef
+from tests.guarantees.figure import report, scale
 
 NAMES = [
     "",
@@ -85,6 +86,7 @@ def test_addresses_are_checked(text):
         parse_address(text)
 
 
+@pytest.mark.guarantee
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_escapes_from_the_board(name, own_home, board):
     outside = set(board.server.home.parent.rglob("*"))
@@ -101,7 +103,8 @@ def test_nothing_escapes_from_the_board(name, own_home, board):
             with pytest.raises(EdgepipeError):
                 act()
     new = set(board.server.home.parent.rglob("*")) - outside
-    assert all(".edgepipe" in path.parts or path.name == "log" for path in new)
+    escaped = [path for path in new if ".edgepipe" not in path.parts and path.name != "log"]
+    report(16, f"{len(NAMES)} hostile names through each verb, 0 escapes", ok=not escaped)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "\0" not in n])
@@ -146,9 +149,12 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MESSAGES = scale(500, 1_000_000)
+
+
+@settings(max_examples=MESSAGES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=200), max_size=4))
-def test_whatever_a_board_says_is_a_result_or_a_typed_error(lines):
+def whatever_a_board_says_is_a_result_or_a_typed_error(lines):
     try:
         result, _ = _protocol.reply(Replay(b"\n".join([*lines, b""])), 0.0, "board", limit=4096, payload=16)  # type: ignore[arg-type]
         assert isinstance(result, dict)
@@ -158,3 +164,9 @@ def test_whatever_a_board_says_is_a_result_or_a_typed_error(lines):
     except _protocol.BoardSaid as said:
         text = said.error.what + said.error.where + said.error.fix
         assert all(char.isprintable() or char == "\n" for char in text)
+
+
+@pytest.mark.guarantee
+def test_whatever_a_board_says_is_a_result_or_a_typed_error():
+    whatever_a_board_says_is_a_result_or_a_typed_error()
+    report(13, f"{MESSAGES:,} messages: results and typed errors only", ok=True)
