@@ -90,7 +90,7 @@ class Stages:
             step=action.name,
             params=params,
             data=data.fingerprint(self.model, action.module.needs(params)),
-            code=code(action.module.__file__, network.__file__, training.__file__, edits.__file__),
+            code=code(action.module.__file__, *_shared(action), network.__file__, training.__file__, edits.__file__),
             versions=versions(("torch", *action.module.LIBRARIES)),
         )
 
@@ -195,6 +195,11 @@ class Stages:
         if self.options.synthetic and not (model.data and model.data.calibration):
             return data.synthetic(model)
         return data.calibration(model)
+
+
+def _shared(action: Action) -> list[Path]:
+    """What the steps of a folder share: files whose names begin with an underscore."""
+    return sorted(Path(str(action.module.__file__)).parent.glob("_[!_]*.py"))
 
 
 def _facts(made: Artifact) -> dict[str, Any]:
