@@ -33,6 +33,7 @@ UNDOES = {"cluster": "fine-tuning without the removed channels has no use for th
 _STEPS = 60  # cuts on the way to the largest ratio, so that the target is met closely
 _LARGEST = 0.95  # of the channels of one layer
 _BATCHES = 16  # for the gradients of Taylor importance
+_ACTIVATIONS = ("Relu", "Gelu", "Silu", "Hardswish", "Tanh", "Sigmoid", "Elu", "Mish")  # as autograd names them
 _TIMED, _BATCH = 15, 32  # runs of the module on the host, and their batch, for by=latency
 
 
@@ -155,7 +156,7 @@ def _fixed(network: Any, layers: dict[str, Any], context: Context) -> list[Any]:
     """Layers whose outputs must stay as wide as they are.
 
     Those that make the network's outputs; and, where there are layer normalisations or attention (a residual stream of
-    one width, heads of one size), all but the hidden layers between two linear ones.
+    one width, heads of one size), all but the hidden ones: an activation between two linear layers.
     """
     import torch_pruning as tp
     from torch import nn
@@ -164,23 +165,28 @@ def _fixed(network: Any, layers: dict[str, Any], context: Context) -> list[Any]:
     graph = tp.DependencyGraph().build_dependency(network, context.example())
     stream = any(isinstance(module, nn.LayerNorm | nn.MultiheadAttention) for module in network.modules())
     for layer in layers.values():
-        if layer in fixed or (isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups > 1):
+        linear = isinstance(layer, nn.Linear)
+        if layer in fixed or (not linear and layer.groups > 1):
             continue
+        function = tp.prune_linear_out_channels if linear else tp.prune_conv_out_channels
         try:
-            group = (
-                graph.get_pruning_group(layer, tp.prune_conv_out_channels, [0])
-                if isinstance(layer, nn.Conv1d | nn.Conv2d)
-                else graph.get_pruning_group(layer, tp.prune_linear_out_channels, [0])
-            )
+            group = graph.get_pruning_group(layer, function, [0])
         except (ValueError, KeyError, AttributeError):
-            fixed.append(layer)  # not in the traced graph: a layer that its owner reads the weights of
+            fixed.append(layer)  # not in the traced graph: its owner reads the weights itself
             continue
-        touched = [dep.target.module for dep, _ in group]
-        plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
-        elementwise = all(isinstance(m, plain) or type(m).__name__ == "_ElementWiseOp" for m in touched)
-        if (stream and not elementwise) or any(isinstance(m, nn.Parameter) for m in touched):
+        touched = {dep.target.name: dep.target.module for dep, _ in group}
+        if any(isinstance(module, nn.Parameter) for module in touched.values()) or (stream and not _hidden(touched)):
             fixed.append(layer)
     return fixed
+
+
+def _hidden(touched: dict[str, Any]) -> bool:
+    """Whether the channels of a group lie between two linear layers, with an activation and no other weights."""
+    from torch import nn
+
+    own = [module for module in touched.values() if isinstance(module, nn.Module) and list(module.parameters())]
+    linear = all(isinstance(module, nn.Linear) for module in own)
+    return linear and len(own) == 2 and any(word in name for name in touched for word in _ACTIVATIONS)  # noqa: PLR2004
 
 
 def _last(network: Any, layers: dict[str, Any], context: Context) -> list[Any]:

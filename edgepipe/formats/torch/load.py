@@ -171,6 +171,8 @@ def count(module: Any, inputs: list[TensorSpec], where: str) -> tuple[list[Tenso
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer would hide its products from the counter
     try:
         with torch.no_grad(), counter:
             result = module(*example(inputs))
@@ -178,6 +180,8 @@ def count(module: Any, inputs: list[TensorSpec], where: str) -> tuple[list[Tenso
         shapes = [spec.shape[1:] for spec in inputs]
         what = f"the model does not run on an input of shape {shapes}: {error}"
         raise UsageError(what, where, "correct [[inputs]] or --input-shape") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     results = [result] if isinstance(result, torch.Tensor) else list(result) if isinstance(result, tuple | list) else []
     if not results or not all(isinstance(item, torch.Tensor) for item in results):
         raise UsageError(
