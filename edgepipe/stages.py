@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +152,8 @@ class Stages:
             finally:
                 if path:
                     path.unlink(missing_ok=True)
+            if dataset and dataset.name.startswith("synthetic"):
+                return replace(output, note=f"calibrated on {dataset.name}; {output.note}")
             return output
 
         return self._stage(entry, f"{action.name} {model.name} ({self.format})", work, model, self.format, prefix)
