@@ -82,6 +82,11 @@ class Collector:
         if self._rule.method != "minmax":
             self._count(values.reshape(-1), max(-low, high))
 
+    @property
+    def seen(self) -> bool:
+        """Whether any batch came."""
+        return self._seen
+
     def range(self) -> tuple[float, float]:
         """The range (low <= 0 <= high, low < high); (-1, 1) or (0, 1) where nothing but zeros was seen.
 
@@ -166,7 +171,7 @@ class Collector:
         inside = counts.sum() - above[None, :] - below[:, None]
         loss = inside * step**2 / 12 + beyond_high[None, :] + beyond_low[:, None]
         i, j = np.unravel_index(int(np.argmin(loss)), loss.shape)
-        return -float(lows[i]), float(highs[j])
+        return 0.0 - float(lows[i]), float(highs[j])
 
     @staticmethod
     def _ends(reach: float) -> Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
-from edgepipe.errors import UsageError
+from edgepipe.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from edgepipe.schema import Artifact
@@ -15,13 +16,41 @@ if TYPE_CHECKING:
 STEPS = {
     "fp16": "weights stored as float16 and widened to float32 when the file is loaded: half the size, the same speed",
     "dynamic": "int8 weights, one scale for each tensor, activations quantised as they come; needs no data",
-    "int8": "int8 weights per channel and int8 activations calibrated on data; inputs and outputs stay float32",
+    "int8": "int8 weights and activations calibrated on data; inputs and outputs stay float32",
+    "mixed": "int8, but the layers that lose most stay in float until the loss is within the limit",
+    "int8w": "int8 weights alone, computed in float32; one scale for each channel; needs no data",
+    "int4": "int4 weights alone, computed in float32; one scale for each channel; needs no data",
 }
-DEFAULTS: dict[str, dict[str, Any]] = {"fp16": {}, "dynamic": {}, "int8": {"method": "minmax", "samples": 256}}
-NEEDS_DATA = ("int8",)
+_INT8: dict[str, Any] = {
+    "scheme": "w8a8",
+    "method": "minmax",
+    "samples": 256,
+    "percentile": 99.99,
+    "weights": "channel",
+    "activations": "asymmetric",
+    "bias": "on",
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "fp16": {},
+    "dynamic": {},
+    "int8": _INT8,
+    "mixed": {"drop": 0.01, **_INT8},
+    "int8w": {"group": 0},
+    "int4": {"group": 0},
+}
+_CHOICES = {
+    "scheme": ("w8a8", "w8a16"),
+    "method": ("minmax", "percentile", "entropy", "mse"),
+    "weights": ("channel", "tensor"),
+    "activations": ("asymmetric", "symmetric"),
+    "bias": ("on", "off"),
+}
+CHOICES = {"int8": _CHOICES, "mixed": _CHOICES}
+_LIMITS = {"percentile": (90.0, 100.0)}
+LIMITS = {"int8": _LIMITS, "mixed": {"drop": (0.0, 1.0), **_LIMITS}}
+NEEDS_DATA = ("int8", "mixed")
 LIBRARIES = ("ai-edge-quantizer", "ai-edge-litert")
 OPTIONS: tuple[str, ...] = ()
-METHODS = ("minmax", "average")
 
 
 def quantize(
@@ -35,21 +64,31 @@ def quantize(
 ) -> Output:
     """Quantise ``source`` by ``step`` into ``folder``.
 
-    ``calibration`` is an .npz of one array for each input, by the input's name, samples first.
+    ``calibration`` is an .npz of one array for each input, by the input's name, samples first. ``keep`` in ``params``
+    names layers that stay in float.
 
     Raises:
-        UsageError: an unknown calibration method.
+        UsageError: groups, which the quantizer has not for weights alone.
+        IntegrityError: a weight, or an activation on the calibration data, is NaN or infinite.
     """
-    if params.get("method", "minmax") not in METHODS:
-        raise UsageError(f"no such calibration method: {params['method']}", "int8", f"use {' or '.join(METHODS)}")
     name = Path(source.path).name
     arguments: dict[str, Any] = {"source": source.path, "target": str(folder / name)}
-    if step == "int8":
-        names = [spec.name for spec in source.inputs]
-        arguments |= {"calibration": str(calibration), "names": names, "threads": options.threads, **params}
-        arguments.pop("samples", None)
-    note = call(f"{__name__}:{step}", arguments)
+    if step in NEEDS_DATA:
+        chosen = {key: params[key] for key in _CHOICES} | {"percentile": params["percentile"]}
+        arguments |= {"calibration": str(calibration), "names": [spec.name for spec in source.inputs]}
+        arguments |= {"threads": options.threads, "params": chosen, "keep": params.get("keep", [])}
+    elif params.get("group"):
+        what = "the quantizer has no groups for weights that are computed in float"
+        raise UsageError(what, f"{step}:group={params['group']}", f"write {step}, or use onnx or openvino for groups")
+    note = call(f"{__name__}:{'int8' if step == 'mixed' else step}", arguments)
     return Output([name], source.inputs, source.outputs, source.preprocessing, note=note)
+
+
+def layers(path: str) -> list[dict[str, Any]]:
+    """The layers that int8 quantises, in the order of the file (runs in the child): name, op, count of weights."""
+    from edgepipe.formats.tflite import graph
+
+    return [{"name": item.name, "op": item.op, "weights": item.weights} for item in graph.read(path).layers]
 
 
 def fp16(source: str, target: str) -> str:
@@ -95,32 +134,87 @@ def dynamic(source: str, target: str) -> str:
     return _load_test(source, target)
 
 
-def int8(source: str, target: str, calibration: str, names: list[str], threads: int, method: str) -> str:
-    """Quantise statically, leaving the inputs and outputs float32: no caller has to know scales and zero points.
+def int8w(source: str, target: str) -> str:
+    """Quantise weights alone to int8; the runtime widens them to float32."""
+    return _weight_only(source, target, 8)
 
-    The quantizer's own calibrator averages ranges from the first sample on; "minmax" keeps what was really seen.
-    """
-    import numpy as np
-    from ai_edge_quantizer import calibrator, quantizer, recipe
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+def int4(source: str, target: str) -> str:
+    """Quantise weights alone to int4; the runtime widens them to float32."""
+    return _weight_only(source, target, 4)
+
+
+def _weight_only(source: str, target: str, bits: int) -> str:
+    from ai_edge_quantizer import quantizer
     from ai_edge_quantizer.qtyping import TFLOperationName
-    from ai_edge_quantizer.utils import qsv_utils
 
     tool = quantizer.Quantizer(source)
-    tool.load_quantization_recipe(recipe.static_wi8_ai8())
-    for border in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
-        tool.update_quantization_recipe(regex=".*", operation_name=border, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    update = qsv_utils.min_max_update if method == "minmax" else qsv_utils.moving_average_update
-    watcher = calibrator.Calibrator(Path(source).read_bytes(), num_threads=threads, qsv_update_func=update)
+    tool.add_weight_only_config(regex=".*", operation_name=TFLOperationName.ALL_SUPPORTED, num_bits=bits)
+    tool.quantize().export_model(target, overwrite=True)
+    return f"{_load_test(source, target)}, one scale for each channel; it saves size, not time"
+
+
+def int8(
+    source: str, target: str, calibration: str, names: list[str], threads: int, params: dict[str, Any], keep: list[str]
+) -> str:
+    """Quantise statically, leaving the inputs and outputs float32: no caller has to know scales and zero points.
+
+    The quantizer's own calibrator averages ranges from the first sample on; here they are estimated by
+    `edgepipe.calibrate`, as for the other formats, and handed to it.
+
+    Raises:
+        IntegrityError: a weight, or an activation on the calibration data, is NaN or infinite.
+    """
+    import numpy as np
+    from ai_edge_quantizer import calibrator
+
+    from edgepipe.formats.tflite import graph
+
+    found = graph.read(source)
+    if found.layers and {layer.name for layer in found.layers} <= set(keep):
+        shutil.copyfile(source, target)
+        return "no effect: every layer is kept in float"
+    if broken := found.broken():
+        raise IntegrityError(f"the weights hold NaN or infinity: tensor {broken}", "int8", "train the model again")
     with np.load(calibration, allow_pickle=False) as arrays:
         samples = [arrays[name] for name in names]
     keys = _signature(source)
-    batch = keys.pop("batch")
-    # The recipe manager is private, and the only way to a calibrator with an update of one's own: the pin of the
-    # quantizer's version in pyproject.toml is exact for this reason.
-    watcher.calibrate({keys["signature"]: list(_feeds(samples, keys["inputs"], batch))}, tool._recipe_manager)
-    tool.quantize(watcher.get_model_qsvs()).export_model(target, overwrite=True)
-    return f"{method} over {len(samples[0])} samples; {_load_test(source, target)}"
+    feeds = list(_feeds(samples, keys["inputs"], keys.pop("batch")))
+    bits = 16 if params["scheme"] == "w8a16" else 8
+    seen = graph.watch(source, feeds, threads, params, bits)
+    content = found.corrected(seen.means, params["weights"] == "channel") if params["bias"] == "on" else None
+    tool = _static(content or source, params, bits, keep)
+    # One sample through the quantizer's own calibrator says which tensors it wants to know of. The recipe manager is
+    # private, and the only way to it: the pin of the quantizer's version in pyproject.toml is exact for this reason.
+    watcher = calibrator.Calibrator(Path(source).read_bytes(), num_threads=threads)
+    watcher.calibrate({keys["signature"]: feeds[:1]}, tool._recipe_manager)
+    tool.quantize(seen.ranges_for(watcher.get_model_qsvs())).export_model(target, overwrite=True)
+    return f"{params['method']} over {len(samples[0])} samples; {_load_test(source, target)}"
+
+
+def _static(model: str | bytes, params: dict[str, Any], bits: int, keep: list[str]) -> Any:
+    """The quantizer with its recipe: all it can, but for the file's inputs and outputs and the layers to keep."""
+    from ai_edge_quantizer import quantizer
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.qtyping import QuantGranularity, TFLOperationName
+
+    tool = quantizer.Quantizer(model)
+    tool.add_static_config(
+        regex=".*",
+        operation_name=TFLOperationName.ALL_SUPPORTED,
+        activation_num_bits=bits,
+        weight_num_bits=8,
+        weight_granularity=QuantGranularity[f"{params['weights'].upper()}WISE"],
+    )
+    floats = [(".*", TFLOperationName.INPUT), (".*", TFLOperationName.OUTPUT)]
+    for regex, operation in floats + [(_exactly(name), TFLOperationName.ALL_SUPPORTED) for name in keep]:
+        tool.update_quantization_recipe(regex=regex, operation_name=operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    return tool
+
+
+def _exactly(name: str) -> str:
+    """A pattern for the operation whose output tensor has this name: the quantizer ends each name with a semicolon."""
+    return f"^{re.escape(name)};"
 
 
 def _signature(path: str) -> dict[str, Any]:
@@ -160,8 +254,8 @@ def _load_test(source: str, target: str) -> str:
             interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
         interpreter.invoke()
         kinds.append([np.dtype(detail["dtype"]).name for detail in interpreter.get_tensor_details()])
-    small = sum(kind in ("int8", "float16") for kind in kinds[1]) - sum(
-        kind in ("int8", "float16") for kind in kinds[0]
+    small = sum(kind in ("int8", "int4", "int16", "float16") for kind in kinds[1]) - sum(
+        kind in ("int8", "int4", "int16", "float16") for kind in kinds[0]
     )
     if not small:
         shutil.copyfile(source, target)
