@@ -265,18 +265,13 @@ def test_a_model_file_with_a_fixed_batch(shared):
     assert "--batch 1" in caught.value.fix
 
 
-@pytest.mark.parametrize("format_name", ["onnx", "tflite"])
 @pytest.mark.parametrize(("samples", "sizes"), [(8, [4, 4]), (9, [4, 4]), (4, [4]), (3, [4]), (1, [4])])
-def test_calibration_in_batches(format_name, samples, sizes):
+def test_calibration_in_batches(samples, sizes):
     """A converter with a batch of four is fed fours: the rest is left out, too few are repeated."""
-    from edgepipe.formats.onnx import quantize as onnx_quantize
     from edgepipe.formats.tflite import quantize as tflite_quantize
 
     array = np.arange(samples * 2).reshape(samples, 2)
-    if format_name == "onnx":
-        feeds = list(onnx_quantize._batches({"x": array}, 4))
-    else:
-        feeds = list(tflite_quantize._feeds([array], ["x"], 4))
+    feeds = list(tflite_quantize._feeds([array], ["x"], 4))
     assert [len(feed["x"]) for feed in feeds] == sizes
     assert (feeds[0]["x"][0] == array[0]).all()
     assert {tuple(row) for feed in feeds for row in feed["x"]} <= {tuple(row) for row in array}

@@ -20,7 +20,8 @@ def test_plan_splits_network_and_file():
     plan = recipe.plan(recipe.parse("null+int8:percentile,samples=64"), "onnx")
     assert [action.name for action in plan.network] == ["null"]
     assert [action.name for action in plan.file] == ["int8"]
-    assert plan.file[0].params == {"method": "percentile", "samples": 64}
+    assert plan.file[0].params["method"] == "percentile"
+    assert plan.file[0].params["samples"] == 64
     assert plan.file[0].needs == "calibration"
     assert plan.file[0].given == {"method", "samples"}
     assert plan.network[0].needs == ""
@@ -29,7 +30,15 @@ def test_plan_splits_network_and_file():
 def test_defaults_are_filled_in_and_not_shared():
     one = recipe.plan(recipe.parse("int8"), "onnx").file[0].params
     one["samples"] = 1
-    assert recipe.plan(recipe.parse("int8"), "onnx").file[0].params == {"method": "minmax", "samples": 256}
+    assert recipe.plan(recipe.parse("int8"), "onnx").file[0].params["samples"] == 256
+
+
+def test_a_bare_word_goes_to_the_parameter_whose_choice_it_is():
+    for text in ("int8:w8a16,percentile", "int8:percentile,w8a16", "int8:scheme=w8a16,method=percentile"):
+        found = recipe.plan(recipe.parse(text), "onnx").file[0]
+        assert (found.params["scheme"], found.params["method"]) == ("w8a16", "percentile")
+    assert recipe.plan(recipe.parse("sparse:2:4"), "onnx").network[0].params["pattern"] == "2:4"
+    assert recipe.plan(recipe.parse("sparse:0.5,layer"), "onnx").network[0].params["amount"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -126,4 +135,4 @@ def test_known_has_a_line_for_each():
 
 
 def test_recipes_that_need_no_data():
-    assert recipe.without_data("onnx") == ["none", "fp16", "dynamic"]
+    assert recipe.without_data("onnx") == ["none", "fp16", "dynamic", "int8w", "int4"]

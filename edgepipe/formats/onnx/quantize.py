@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats.onnx import graph, static, weights_only
 
 if TYPE_CHECKING:
     from edgepipe.schema import Artifact
@@ -16,13 +15,43 @@ if TYPE_CHECKING:
 STEPS = {
     "fp16": "weights and arithmetic in float16; inputs and outputs stay float32; on a CPU it saves size, not time",
     "dynamic": "int8 weights of MatMul and Gemm, activations quantised as they come; needs no data",
-    "int8": "int8 weights per channel, uint8 activations calibrated on data (QDQ)",
+    "int8": "int8 weights, activations of 8 or 16 bits calibrated on data (QDQ)",
+    "mixed": "int8, but the layers that lose most stay in float until the loss is within the limit",
+    "int8w": "int8 weights alone, one scale for each channel or group of inputs; needs no data",
+    "int4": "int4 weights alone in groups of inputs (matrix products) or by channel (convolutions); needs no data",
 }
-DEFAULTS: dict[str, dict[str, Any]] = {"fp16": {}, "dynamic": {}, "int8": {"method": "minmax", "samples": 256}}
-NEEDS_DATA = ("int8",)
+_INT8: dict[str, Any] = {
+    "scheme": "w8a8",
+    "method": "minmax",
+    "samples": 256,
+    "percentile": 99.99,
+    "weights": "channel",
+    "activations": "asymmetric",
+    "bias": "on",
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "fp16": {},
+    "dynamic": {},
+    "int8": _INT8,
+    "mixed": {"drop": 0.01, **_INT8},
+    "int8w": {"group": 0},
+    "int4": {"group": 32},
+}
+_CHOICES = {
+    "scheme": ("w8a8", "w8a16"),
+    "method": ("minmax", "percentile", "entropy", "mse"),
+    "weights": ("channel", "tensor"),
+    "activations": ("asymmetric", "symmetric"),
+    "bias": ("on", "off"),
+}
+CHOICES = {"int8": _CHOICES, "mixed": _CHOICES}
+_LIMITS = {"percentile": (90.0, 100.0)}
+# Groups are powers of two from 16 on: what ONNX Runtime's kernels take.
+LIMITS = {"int8": _LIMITS, "mixed": {"drop": (0.0, 1.0), **_LIMITS}, "int8w": {"group": (0, 256)}}
+NEEDS_DATA = ("int8", "mixed")
 LIBRARIES = ("onnx", "onnxruntime")
 OPTIONS = ("reduce_range", "opset", "ir_version")
-METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+GROUPS = (0, 16, 32, 64, 128, 256)
 _QUANTISED = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
@@ -37,21 +66,30 @@ def quantize(
 ) -> Output:
     """Quantise ``source`` by ``step`` into ``folder``.
 
-    ``calibration`` is an .npz of one array for each input, by the input's name, samples first.
+    ``calibration`` is an .npz of one array for each input, by the input's name, samples first. ``keep`` in ``params``
+    names layers that stay in float.
 
     Raises:
-        UsageError: an unknown calibration method.
-        IntegrityError: the quantised file needs a newer opset or IR version than the runtime reads.
+        UsageError: a size of groups there are no kernels for; a needed opset beyond what the runtime reads.
+        IntegrityError: the file needs a newer opset or IR version than the runtime reads; NaN or infinity in it.
     """
-    if params.get("method", "minmax") not in METHODS:
-        raise UsageError(f"no such calibration method: {params['method']}", "int8", f"use {', '.join(METHODS)}")
     name = Path(source.path).name
     arguments: dict[str, Any] = {"source": source.path, "target": str(folder / name)}
-    if step == "int8":
-        arguments |= {"calibration": str(calibration), "method": params["method"]}
-    if step != "fp16":
-        arguments |= {"reduce_range": options.reduce_range}
-    facts = call(f"{__name__}:{step}", arguments)
+    function = f"{__name__}:{step}"
+    if step in NEEDS_DATA:
+        function = f"{static.__name__}:int8"
+        words = {key: params[key] for key in (*_CHOICES, "percentile")}
+        arguments |= {"calibration": str(calibration), "threads": options.threads, "keep": params.get("keep", [])}
+        arguments |= {"opset": options.opset, "reduce_range": options.reduce_range, **words}
+    elif "group" in params:
+        if params["group"] not in GROUPS:
+            fix = f"use group={', '.join(map(str, GROUPS[1:]))}"
+            raise UsageError(f"there are no kernels for groups of {params['group']}", step, fix)
+        function = f"{weights_only.__name__}:{step}"
+        arguments |= {"group": params["group"], "opset": options.opset}
+    elif step == "dynamic":
+        arguments["reduce_range"] = options.reduce_range
+    facts = call(function, arguments)
     for word, limit in (("opset", options.opset), ("ir_version", options.ir_version)):
         if limit and facts[word] > limit:
             what = f"{step} needs {word} {facts[word]}; the runtime reads up to {limit}"
@@ -60,14 +98,18 @@ def quantize(
     return Output([name], source.inputs, source.outputs, source.preprocessing, opset, version, facts["note"])
 
 
+def layers(path: str) -> list[dict[str, Any]]:
+    """The layers that int8 quantises, in the order of the graph (runs in the child): name, op, count of weights."""
+    return graph.layers(path)
+
+
 def fp16(source: str, target: str) -> dict[str, Any]:
     """Cast to float16 and prove that the file loads (runs in the child: the loader has crashed on such files)."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
-    onnx.save(model, target)
-    return _finish(target, "")
+    return graph.finish(model, target, "")
 
 
 def dynamic(source: str, target: str, reduce_range: bool) -> dict[str, Any]:
@@ -75,7 +117,7 @@ def dynamic(source: str, target: str, reduce_range: bool) -> dict[str, Any]:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    before = sum(count for name, count in _operators(source).items() if name in ("MatMul", "Gemm"))
+    before = sum(count for name, count in graph.operators(source).items() if name in ("MatMul", "Gemm"))
     if before:
         model = onnx.load(source)
         del model.graph.value_info[:]  # the tool turns Gemm round and would trip over the old shapes of its weights
@@ -86,95 +128,11 @@ def dynamic(source: str, target: str, reduce_range: bool) -> dict[str, Any]:
             weight_type=QuantType.QInt8,
             reduce_range=reduce_range,
         )
-    done = sum(count for name, count in _operators(target).items() if name in _QUANTISED) if before else 0
+    done = sum(count for name, count in graph.operators(target).items() if name in _QUANTISED) if before else 0
     if not done:
-        shutil.copyfile(source, target)
-        return _finish(target, "no effect: the file has no MatMul or Gemm with constant weights")
-    convolutions = _operators(target)["Conv"]
+        return graph.unchanged(source, target, "the file has no MatMul or Gemm with constant weights")
+    convolutions = graph.operators(target)["Conv"]
     note = f"{done} of {before} MatMul and Gemm quantised"
-    return _finish(target, note + (f"; {convolutions} Conv stay float32" if convolutions else ""))
-
-
-def int8(source: str, target: str, calibration: str, method: str, reduce_range: bool) -> dict[str, Any]:
-    """Quantise statically: QDQ, weights int8 per channel, activations uint8 over the calibrated range."""
-    import numpy as np
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = str(Path(target).with_suffix(".prepared.onnx"))
-    quant_pre_process(source, prepared, skip_symbolic_shape=False)
-    with np.load(calibration, allow_pickle=False) as arrays:
-        feeds = list(_batches({name: arrays[name] for name in arrays.files}, _batch(source)))
-    quantize_static(
-        prepared,
-        target,
-        _Reader(feeds),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=reduce_range,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod[METHODS[method]],
+    return graph.finish(
+        onnx.load(target), target, note + (f"; {convolutions} Conv stay float32" if convolutions else "")
     )
-    Path(prepared).unlink()
-    operators = _operators(target)
-    note = (
-        f"{operators['QuantizeLinear']} tensors quantised; {method} over {sum(_length(feed) for feed in feeds)} samples"
-    )
-    return _finish(target, note)
-
-
-class _Reader:
-    """Feeds for the calibrator, one dict at a time, then None."""
-
-    def __init__(self, feeds: list[dict[str, Any]]) -> None:
-        self._feeds = iter(feeds)
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._feeds, None)
-
-
-def _batches(arrays: dict[str, Any], batch: int) -> Any:
-    """Cut the samples into feeds of ``batch``; a last one that is not full is left out, a single one is filled up."""
-    import numpy as np
-
-    samples = len(next(iter(arrays.values())))
-    if samples < batch:
-        arrays = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in arrays.items()}
-        samples = batch
-    for start in range(0, samples - batch + 1, batch):
-        yield {name: array[start : start + batch] for name, array in arrays.items()}
-
-
-def _length(feed: dict[str, Any]) -> int:
-    return len(next(iter(feed.values())))
-
-
-def _batch(path: str) -> int:
-    """The file's fixed batch; 32 where it is free."""
-    import onnx
-
-    return onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value or 32
-
-
-def _operators(path: str) -> Counter[str]:
-    import onnx
-
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-
-def _finish(path: str, note: str) -> dict[str, Any]:
-    """Drop metadata, prove that the file loads, and read its versions back."""
-    import onnx
-    import onnxruntime
-
-    from edgepipe.formats.onnx.export import strip
-
-    model = onnx.load(path)
-    strip(model)
-    onnx.save(model, path)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return {"opset": int(opset), "ir_version": int(model.ir_version), "note": note}

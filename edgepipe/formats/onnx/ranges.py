@@ -1,0 +1,301 @@
+"""What calibration data shows of a float ONNX model: the range of each tensor, and what rounding the weights shifts.
+
+All tensors that may be quantised become outputs of one session; the samples run through it in batches, and their
+statistics stream into `edgepipe.calibrate`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe.errors import UsageError
+from edgepipe.formats.onnx import graph
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgepipe.calibrate import Mean
+
+    Array = np.ndarray[Any, Any]
+
+# Operators for which ONNX Runtime has kernels on 8-bit tensors, or that only move values. What is not here runs in
+# float between the others: a layer normalisation or a Gelu on 8-bit values costs accuracy and gains nothing.
+MOVERS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")  # the same values in another order
+SELECTORS = ("MaxPool", "Gather", "Slice", "Split", "Resize", "Pad")
+ARITHMETIC = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Softmax", "Sigmoid", "LeakyRelu", "Where")
+ACTIVATIONS = ("Relu", "Clip")
+QUANTISED = (*graph.LAYERS, *MOVERS, *SELECTORS, *ARITHMETIC, *ACTIVATIONS)
+
+_WITH_BIAS = 3  # inputs of a layer that has one
+_BATCH = 32
+_MEMORY = 256 << 20  # bytes of activations held at a time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the tensors are quantised: all that the statistics depend on.
+
+    ``bits`` of the activations; ``channel``: weights have one scale per output channel, else one for all;
+    ``correct``: measure what the biases must make up for; ``reduce_range``: weights of 7 bits.
+    """
+
+    method: str = "minmax"
+    percentile: float = 99.99
+    bits: int = 8
+    symmetric: bool = False
+    channel: bool = True
+    correct: bool = True
+    reduce_range: bool = False
+
+    @property
+    def top(self) -> int:
+        """The largest integer of a weight: that of ONNX Runtime's symmetric ranges."""
+        return 64 if self.reduce_range else 127
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen in ``samples`` samples.
+
+    ``ranges``: tensor -> (low, high). ``shifts``: layer -> for each output channel the mean of what rounding its weights
+    adds to its output.
+    """
+
+    ranges: dict[str, tuple[float, float]]
+    shifts: dict[str, list[float]]
+    samples: int
+
+    @staticmethod
+    def load(path: str) -> Observed:
+        """Read what `save` wrote."""
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        ranges = {name: (low, high) for name, (low, high) in found["ranges"].items()}
+        return Observed(ranges, found["shifts"], found["samples"])
+
+    def save(self, path: str) -> None:
+        """Write it as JSON."""
+        content = {"ranges": self.ranges, "shifts": self.shifts, "samples": self.samples}
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+
+
+def observe(model: Any, calibration: str, settings: Settings, threads: int) -> Observed:
+    """Run the samples of the .npz ``calibration`` through the optimised ``model``.
+
+    Raises:
+        IntegrityError: a tensor is NaN or infinite; the error names it.
+        UsageError: the samples are not what the model takes.
+    """
+    from edgepipe.calibrate import Collector, Rule
+
+    rule = Rule(settings.method, settings.bits, settings.symmetric, settings.percentile)
+    sources = _sources(model)
+    means = _means(model) if settings.correct else {}
+    runner = _Runner(model, [*dict.fromkeys([*sources.values(), *(tensor for tensor, _ in means)])], threads)
+    floats = runner.floats
+    collectors = {name: Collector(name, rule) for name in sources.values() if name in floats}
+    samples = 0
+    for size, values in runner.run(calibration):
+        samples += size
+        for name, collector in collectors.items():
+            collector.add(values[name])
+        for (name, image), mean in means.items():
+            mean.add(values[name] if image else values[name].reshape(-1, values[name].shape[-1]))
+    roots = {name: collector.range() for name, collector in collectors.items()}
+    ranges = {name: roots[source] for name, source in sources.items() if source in roots}
+    return Observed(ranges, _shifts(model, means, settings) if means else {}, samples)
+
+
+def _sources(model: Any) -> dict[str, str]:
+    """The tensors that may be quantised, each with the tensor whose range it has: itself, or the one it was moved from.
+
+    What goes only into a ReLU or Clip has the range of what comes out: the rest is cut off anyway.
+    """
+    known = graph.constants(model)
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in model.graph.output}
+    sources: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type in QUANTISED:
+            for name in (*node.input, *node.output):
+                if name and name not in known:
+                    sources.setdefault(name, name)
+    for node in model.graph.node:  # in topological order, so chains of movers end at their root
+        if node.op_type in MOVERS and node.input[0] in sources:
+            sources[node.output[0]] = sources[node.input[0]]
+    for node in model.graph.node:
+        only = len(readers.get(node.input[0], [])) == 1 and node.input[0] not in outputs if node.input else False
+        if node.op_type in ACTIVATIONS and only and node.input[0] in sources:
+            sources[node.input[0]] = sources[node.output[0]]
+    return sources
+
+
+def _means(model: Any) -> dict[tuple[str, bool], Mean]:
+    """Means of the layers' inputs, by tensor and whether it is an image.
+
+    A layer is linear, so its mean output is its output for the mean input. Convolutions need the mean image (at the
+    borders they see padding), the others the mean along the last axis.
+    """
+    from edgepipe.calibrate import Mean
+
+    known = graph.constants(model)
+    return {(node.input[0], _is_image(node)): Mean((0,)) for node in model.graph.node if _correctable(node, known)}
+
+
+def _is_image(node: Any) -> bool:
+    return node.op_type in ("Conv", "ConvTranspose")
+
+
+def _correctable(node: Any, known: dict[str, Any]) -> bool:
+    """Whether rounding the weights can be made up for in a bias: a constant one, or one that the layer may be given."""
+    weight = graph.weight_of(node, known)
+    if weight is None or node.op_type == "MatMul" or node.input[0] in known or graph.attribute(node, "transA", 0):
+        return False
+    if len(node.input) < _WITH_BIAS or not node.input[2]:
+        return True
+    bias = known.get(node.input[2])
+    return bias is not None and len(bias.dims) == 1 and bool(graph.attribute(node, "beta", 1.0))
+
+
+class _Runner:
+    """A session that yields the values of chosen tensors for batches of samples."""
+
+    def __init__(self, model: Any, tensors: list[str], threads: int) -> None:
+        from onnx import ValueInfoProto
+
+        inputs = {value.name for value in model.graph.input}
+        present = {value.name for value in model.graph.output}
+        extra = [name for name in tensors if name not in inputs and name not in present]
+        model.graph.output.extend(ValueInfoProto(name=name) for name in extra)  # the runtime finds their types itself
+        self._session = graph.session(model, threads)
+        if extra:
+            del model.graph.output[-len(extra) :]
+        floats = {value.name for value in self._session.get_outputs() if value.type == "tensor(float)"}
+        floats |= {value.name for value in self._session.get_inputs() if value.type == "tensor(float)"}
+        self.floats = floats
+        self._outputs = [name for name in tensors if name in floats and name not in inputs]
+
+    def run(self, calibration: str) -> Any:
+        """Yield (number of samples, values by tensor); the batch is the file's, or what fits into memory."""
+        import numpy as np
+
+        with np.load(calibration, allow_pickle=False) as arrays:
+            feeds = {value.name: _checked(value, arrays) for value in self._session.get_inputs()}
+        sizes = {value.shape[0] for value in self._session.get_inputs() if value.shape}
+        fixed = max((size for size in sizes if isinstance(size, int)), default=0)
+        total = len(next(iter(feeds.values())))
+        if total < fixed:
+            feeds = {name: np.resize(values, (fixed, *values.shape[1:])) for name, values in feeds.items()}
+            total = fixed
+        start, batch = 0, fixed or 1
+        while start + batch <= total:
+            feed = {name: values[start : start + batch] for name, values in feeds.items()}
+            values = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True)) | feed
+            yield batch, values
+            start += batch
+            if not fixed:  # a first run of one sample has told how large the values of one are
+                each = sum(array.nbytes for array in values.values()) // batch
+                batch = max(1, min(_BATCH, _MEMORY // max(each, 1), total - start))
+
+
+def _checked(value: Any, arrays: Any) -> Array:
+    """The samples for one input of the file.
+
+    Raises:
+        UsageError: there are none, or they have another shape or type.
+    """
+    where, fix = "calibration data", "the data must be what the model is fed with"
+    if value.name not in arrays.files:
+        raise UsageError(f"no samples for input {value.name}", where, fix)
+    samples: Array = arrays[value.name]
+    wanted = [size if isinstance(size, int) else -1 for size in value.shape]
+    given = list(samples.shape)
+    fits = len(given) == len(wanted) and all(a in (-1, b) for a, b in zip(wanted[1:], given[1:], strict=False))
+    if not fits or not given or given[0] == 0:
+        raise UsageError(f"samples of shape {given} don't fit input {value.name} of shape {wanted}", where, fix)
+    kinds = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
+    if str(samples.dtype) != kinds.get(value.type, str(samples.dtype)):
+        raise UsageError(f"samples of {samples.dtype} don't fit input {value.name}, {kinds[value.type]}", where, fix)
+    return samples
+
+
+def rounded(weight: Array, axis: int | None, top: int) -> tuple[Array, Array]:
+    """Integers in [-top, top] as float32 and the scale (with size 1 along reduced axes) of symmetric quantisation.
+
+    ``axis`` is the channel's; None is one scale for all. A channel of zeros has scale 1.
+    """
+    import numpy as np
+
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    reach = np.abs(weight).max(axis=others, keepdims=True).astype(np.float64)
+    scale = (reach / top).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 1
+    return np.clip(np.rint(weight / scale), -top, top).astype(np.float32), scale
+
+
+def _shifts(model: Any, means: dict[tuple[str, bool], Mean], settings: Settings) -> dict[str, list[float]]:
+    """Feed each layer's mean input through the error of its rounded weights: E[(W' - W) x] = (W' - W) E[x].
+
+    Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019, eq. 15-17, with the
+    measured mean in place of one derived from batch normalisation.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    known = graph.constants(model)
+    nodes, inputs, weights, feeds = [], {}, [], {}
+    for index, node in enumerate(layer for layer in model.graph.node if _correctable(layer, known)):
+        mean = means[node.input[0], _is_image(node)].value
+        if mean is None:
+            continue
+        weight = graph.array(graph.weight_of(node, known))
+        integers, scale = rounded(
+            weight, graph.channel_axis(node, weight.ndim) if settings.channel else None, settings.top
+        )
+        name = f"{'image' if _is_image(node) else 'vector'}:{node.input[0]}"
+        feeds[name] = mean.astype(np.float32)
+        inputs[name] = helper.make_tensor_value_info(name, 1, mean.shape)
+        weights.append(numpy_helper.from_array(integers * scale - weight, f"w{index}"))
+        copy = helper.make_node(node.op_type, [name, f"w{index}"], [f"y{index}"], node.name)
+        copy.attribute.extend(node.attribute)
+        nodes.append(copy)
+    outputs = [helper.make_empty_tensor_value_info(node.output[0]) for node in nodes]
+    errors = helper.make_model(
+        helper.make_graph(nodes, "errors", list(inputs.values()), outputs, weights),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+    found = graph.session(errors).run(None, feeds) if nodes else []
+    shifts = {}
+    for node, value in zip(nodes, found, strict=True):
+        channels = value.mean(axis=(0, *range(2, value.ndim))) if _is_image(node) else value.reshape(-1)
+        shifts[node.name] = [float(item) for item in channels]
+    return shifts
+
+
+def correct(model: Any, shifts: dict[str, list[float]]) -> int:
+    """Subtract from the biases what rounding the weights adds; a layer without a bias is given one.
+
+    Returns how many layers were corrected.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    known = graph.constants(model)
+    for node in model.graph.node:
+        if node.name not in shifts:
+            continue
+        shift = np.array(shifts[node.name]) / graph.attribute(node, "beta", 1.0)
+        has = len(node.input) >= _WITH_BIAS and node.input[2]
+        before = graph.array(known[node.input[2]]) if has else 0.0
+        name = f"{node.name}_bias_corrected"  # a bias of its own: others may share the old one
+        model.graph.initializer.append(numpy_helper.from_array((before - shift).astype(np.float32), name))
+        del node.input[2:]
+        node.input.append(name)
+    graph.remove_unused(model)
+    return sum(node.name in shifts for node in model.graph.node)
