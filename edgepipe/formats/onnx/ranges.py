@@ -60,8 +60,8 @@ class Settings:
 class Observed:
     """What was seen in ``samples`` samples.
 
-    ``ranges``: tensor -> (low, high). ``shifts``: layer -> for each output channel the mean of what rounding its weights
-    adds to its output.
+    ``ranges``: tensor -> (low, high). ``shifts``: layer -> for each output channel the mean of what rounding its
+    weights adds to its output.
     """
 
     ranges: dict[str, tuple[float, float]]
