@@ -23,6 +23,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "Embedding": ("num_embeddings", "embedding_dim", "padding_idx"),
     "PReLU": ("num_parameters",),
     "Identity": (),
+    "ReLU": (),
 }
 _BIASED = ("Conv1d", "Conv2d", "ConvTranspose2d", "Linear", "LayerNorm")
 

@@ -159,16 +159,20 @@ def _layout_of(shape: list[int], like: Model) -> str:
 
 def _check_training(model: Model, action: Action) -> None:
     """Refuse a training step the user asked for by name where there is nothing to train on."""
-    trains = action.needs == "training" and (model.data is None or not _has_training(model))
-    if trains and (getattr(action.module, "REPAIRS", False) or "epochs" in action.given):
+    untrainable = action.needs == "training" and not _can_train(model, action)
+    if untrainable and (getattr(action.module, "REPAIRS", False) or "epochs" in action.given):
         what = f"{action.text} trains, and {model.name} has no training data"
         fix = "name data in model.toml, [data] training"
         raise UsageError(what, f"step {action.text}", fix + (", or epochs=0" if "epochs" in action.given else ""))
 
 
-def _has_training(model: Model) -> bool:
+def _can_train(model: Model, action: Action) -> bool:
+    """Whether there are data to train on; those for calibration do for a step that learns from the float model."""
     paths = model.data
-    return bool(paths and (paths.training or (paths.full_training and paths.full_training.installed)))
+    if paths is None:
+        return False
+    few = getattr(action.module, "UNLABELLED", False) and paths.calibration
+    return bool(few or paths.training or (paths.full_training and paths.full_training.installed))
 
 
 def _check_data(model: Model, text: str, format_name: str) -> None:
@@ -201,7 +205,7 @@ class _Walk:
         for action in self.plan.network:
             prefix = f"{prefix}+{action.text}".lstrip("+")
             params = dict(action.params)
-            if action.needs == "training" and not _has_training(model):
+            if action.needs == "training" and not _can_train(model, action):
                 params["epochs"] = 0  # the step's own default; `check` has refused what the user asked for by name
             changed = self.stages.compress(model, folder, action, params)
             model, folder = changed.model, changed.folder

@@ -112,6 +112,8 @@ def _context(source: Model, needs: str, keep: Keep) -> Context:
         calibration=_examples(source, data.calibration(source)) if calibrated else None,
         training=_examples(source, training) if training else None,
         loss=getattr(task, "loss", None),
+        likeness=getattr(task, "likeness", None),
+        augment=tuple(task.augmentations(source.inputs[0].layout)) if hasattr(task, "augmentations") else (),
         keep=keep,
         update=isolate.report,
     )

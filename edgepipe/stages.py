@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import artifact, data, edits, isolate, network, plugins, training
+from edgepipe import artifact, channels, data, dataflow, edits, isolate, network, plugins, training
 from edgepipe.cache import Cache, code, key, versions
 from edgepipe.errors import UsageError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgepipe.schema import Artifact
 
 _RECORD = "step.json"
+_TRAINING = (network, training, edits, channels, dataflow)  # whose code a changed network depends on
 _CALIBRATION = "calibration.npz"
 
 
@@ -84,13 +85,14 @@ class Stages:
 
         The result's identity is that of its parent and of all that went into the step.
         """
+        task = plugins.load("tasks", self.model.task.replace("-", "_"))
         entry = key(
             "compress",
             parent=model.identity,
             step=action.name,
             params=params,
             data=data.fingerprint(self.model, action.module.needs(params)),
-            code=code(action.module.__file__, *_shared(action), network.__file__, training.__file__, edits.__file__),
+            code=code(*(part.__file__ for part in (action.module, task, *_TRAINING)), *_shared(action)),
             versions=versions(("torch", *action.module.LIBRARIES)),
         )
 

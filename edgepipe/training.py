@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.errors import IntegrityError, UsageError
@@ -23,6 +23,10 @@ BATCH = 128
 SEED = 0
 _WARM_UP = 0.1  # share of all steps over which the learning rate rises
 _DECAY = 1e-4  # of AdamW (Loshchilov and Hutter 2019), on matrices and kernels alone
+_PROBED = 512  # samples by which an augmentation is tried on the teacher
+_HARMLESS = 1.1  # the teacher's loss may rise by a tenth under an augmentation that keeps the labels true
+_TINY = 1e-12
+_FEW, _PASS = 32, 4096  # without training data: the batch, and how many samples count as one epoch
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class Context:
     """What a step may use.
 
     ``teacher`` is the float model the recipe began with, frozen and in eval mode. ``loss(outputs, labels)`` is the
-    task's, a scalar tensor; None where the task has none. ``update(done, total, text)`` tells a person how far it is.
+    task's, a scalar tensor; None where the task has none. ``likeness(outputs, wanted, temperature)`` is the task's loss
+    against the teacher's outputs. ``augment`` are its ways to vary a batch, ``(inputs, generator) -> inputs``.
+    ``update(done, total, text)`` tells a person how far it is.
     """
 
     teacher: Any
@@ -79,6 +85,8 @@ class Context:
     calibration: Examples | None = None
     training: Examples | None = None
     loss: Callable[[list[Any], Any], Any] | None = None
+    likeness: Callable[[list[Any], list[Any], float], Any] | None = None
+    augment: tuple[Callable[[Any, Any], Any], ...] = ()
     keep: Keep = field(default_factory=Keep)
     update: Callable[[float, float, str], None] = lambda *_: None
 
@@ -113,13 +121,15 @@ def fit(
     rate: float,
     examples: Examples | None = None,
     keep: Keep | None = None,
+    batch: int = BATCH,
 ) -> str:
     """Train ``network`` in place with AdamW and a cosine schedule, and leave it in eval mode.
 
     ``objective(inputs, outputs, labels)`` is the loss of one batch. ``examples`` are the training set unless given.
+    Samples are varied by those of the task's augmentations that leave the labels true (`_harmless`).
 
     Returns:
-        One line: epochs, samples, the first and the last epoch's mean loss.
+        One line: epochs, samples, augmentations, the first and the last epoch's mean loss.
 
     Raises:
         UsageError: there is no training set.
@@ -129,31 +139,139 @@ def fit(
 
     if (samples := examples or context.training) is None:
         raise UsageError("there is nothing to train on", "training", "name data in model.toml, [data] training")
+    if epochs == 0:
+        return "not trained"
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
-    holder = _Holder(network, keep or context.keep)
-    total = epochs * max(1, len(samples) // min(BATCH, len(samples)))
-    optimiser = torch.optim.AdamW(_groups(network), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=total, pct_start=_WARM_UP, cycle_momentum=False
-    )
-    losses: list[float] = []
+    augment = _harmless(context, samples)
+    loop = _Loop(network, keep or context.keep, rate, epochs * max(1, len(samples) // min(batch, len(samples))))
+    network.to(memory_format=torch.channels_last)  # convolutions train up to twice as fast in it
     network.train()
     for epoch in range(epochs):
-        for inputs, labels in samples.batches(generator=generator):
-            loss = objective(inputs, outputs_of(network(inputs)), labels)
-            optimiser.zero_grad()
-            loss.backward()
-            holder.gradients()
-            optimiser.step()
-            holder.weights()
-            schedule.step()
-            losses.append(float(loss.detach()))
-            context.update(len(losses), total, f"epoch {epoch + 1} of {epochs}, loss {losses[-1]:.3f}")
-        if not math.isfinite(losses[-1]):
-            raise IntegrityError("training diverged: the loss is not finite", f"epoch {epoch + 1}", "use a lower rate")
+        for inputs, labels in samples.batches(batch, generator):
+            varied = _vary(inputs, augment, generator)
+            loss = loop.step(objective(varied, outputs_of(network(varied)), labels))
+            if not math.isfinite(loss):
+                raise IntegrityError(
+                    "training diverged: the loss is not finite", f"epoch {epoch + 1}", "lower the rate"
+                )
+            context.update(len(loop.losses), loop.total, f"epoch {epoch + 1} of {epochs}, loss {loss:.3f}")
+    network.to(memory_format=torch.contiguous_format)
     network.eval()
-    return f"{epochs} epochs over {len(samples)} samples ({samples.name}), {_ends(losses, total // epochs)}"
+    names = ", ".join([samples.name, *(vary.__name__ for vary in augment)])
+    return f"{epochs} epochs over {len(samples)} samples ({names}), {_ends(loop.losses, loop.total // epochs)}"
+
+
+class _Loop:
+    """The optimiser and its schedule: one step after another, each of which keeps what is to be kept."""
+
+    def __init__(self, network: Any, keep: Keep, rate: float, total: int) -> None:
+        import torch
+
+        self.total, self.losses = total, list[float]()
+        self._holder = _Holder(network, keep)
+        self._optimiser = torch.optim.AdamW(_groups(network), lr=rate)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser, rate, total_steps=total, pct_start=_WARM_UP, cycle_momentum=False
+        )
+
+    def step(self, loss: Any) -> float:
+        """Go down the gradient of ``loss``, if it is finite, and return it as a number."""
+        self.losses.append(float(loss.detach()))
+        if math.isfinite(self.losses[-1]):
+            self._optimiser.zero_grad()
+            loss.backward()
+            self._holder.gradients()
+            self._optimiser.step()
+            self._holder.weights()
+            self._schedule.step()
+        return self.losses[-1]
+
+
+def _harmless(context: Context, samples: Examples) -> tuple[Callable[[Any, Any], Any], ...]:
+    """The augmentations under which the teacher's loss stays: a mirrored coat is a coat, a mirrored 2 is no 2.
+
+    Without labels all of them: what is wanted for the varied sample is then what the teacher says to it.
+    """
+    import numpy as np
+    import torch
+
+    loss = context.loss
+    if not context.augment or samples.labels is None or loss is None:
+        return context.augment
+    inputs, labels = samples.take(np.linspace(0, len(samples) - 1, min(_PROBED, len(samples))).astype(int))
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        limit = _HARMLESS * float(loss(outputs_of(context.teacher(inputs)), labels))
+        return tuple(
+            vary
+            for vary in context.augment
+            if float(loss(outputs_of(context.teacher(vary(inputs, generator))), labels)) <= limit
+        )
+
+
+def _vary(inputs: Any, augment: tuple[Callable[[Any, Any], Any], ...], generator: Any) -> Any:
+    import torch
+
+    for vary in augment:
+        inputs = vary(inputs, generator)
+    image = inputs.dim() == 4  # noqa: PLR2004  samples, channels, rows, columns
+    return inputs.contiguous(memory_format=torch.channels_last) if image else inputs
+
+
+def imitation(context: Context, outputs: list[Any], wanted: list[Any], temperature: float = 1.0) -> Any:
+    """How far ``outputs`` are from the teacher's, ``wanted``: a scalar tensor, by the task's own measure.
+
+    Where the task has none: the mean squared error in units of the wanted output's variance, averaged over outputs.
+    """
+    if context.likeness:
+        return context.likeness(outputs, wanted, temperature)
+    return sum(relative_error(one, other) for one, other in zip(outputs, wanted, strict=True)) / len(outputs)
+
+
+def relative_error(value: Any, wanted: Any) -> Any:
+    """The mean squared error of ``value`` in units of the variance of ``wanted``: 1 is as good as its mean."""
+    import torch
+
+    return torch.nn.functional.mse_loss(value, wanted) / wanted.var(correction=0).clamp_min(_TINY)
+
+
+def taught(context: Context, alpha: float, temperature: float = 1.0) -> Callable[[Any, list[Any], Any], Any]:
+    """An objective for `fit_to_teacher`: ``alpha`` times `imitation`, and the rest the task's loss where labels are."""
+    import torch
+
+    def objective(inputs: Any, outputs: list[Any], labels: Any) -> Any:
+        with torch.no_grad():
+            wanted = outputs_of(context.teacher(inputs))
+        soft = imitation(context, outputs, wanted, temperature)
+        if labels is None or context.loss is None:
+            return soft
+        return alpha * soft + (1 - alpha) * context.loss(outputs, labels)
+
+    return objective
+
+
+def teaching_batch(context: Context) -> int:
+    """The size of all batches that `fit_to_teacher` trains on."""
+    samples = context.training or context.calibration
+    return min(BATCH if context.training else _FEW, len(samples) if samples else 1)
+
+
+def fit_to_teacher(
+    network: Any, context: Context, objective: Callable[[Any, list[Any], Any], Any], *, epochs: int, rate: float
+) -> str:
+    """`fit` for an objective that also works without labels: on the calibration data where there is no training set.
+
+    Raises:
+        UsageError: there are no data at all.
+        IntegrityError: the loss is not finite.
+    """
+    if context.training is not None or context.calibration is None:
+        return fit(network, context, objective, epochs=epochs, rate=rate)
+    few = replace(context.calibration, labels=None)
+    passes = max(1, _PASS // len(few))
+    told = fit(network, context, objective, epochs=epochs * passes, rate=rate, examples=few, batch=_FEW)
+    return f"{told}; no training data: the calibration samples without labels, {passes} times over for each epoch"
 
 
 def _ends(losses: list[float], size: int) -> str:

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.training import Keep, fit
+from edgepipe.training import Keep, fit, taught
 
 if TYPE_CHECKING:
     from edgepipe.training import Context
 
 RATE = 1e-3
-# Hinton, Vinyals, Dean 2015: softened targets carry more than labels; their gradients shrink with 1 / T^2.
-_TEMPERATURE, _SOFT = 4.0, 0.7
+_TEMPERATURE, _ALPHA = 4.0, 0.7
 
 
 def recover(network: Any, context: Context, epochs: int, keep: Keep, rate: float = RATE) -> str:
     """Train ``network`` in place and return one line on it; the line says why where there was no training."""
-    import torch
-    from torch.nn.functional import kl_div, log_softmax
-
-    loss, teacher = context.loss, context.teacher
     if epochs == 0:
         return "not fine-tuned"
-    if context.training is None or loss is None:
+    if context.training is None:
         return "not fine-tuned: the model has no training data"
-
-    def objective(inputs: Any, outputs: list[Any], labels: Any) -> Any:
-        with torch.no_grad():
-            told = teacher(inputs)
-        wanted = log_softmax((told[0] if isinstance(told, (list, tuple)) else told) / _TEMPERATURE, 1)
-        given = log_softmax(outputs[0] / _TEMPERATURE, 1)
-        soft = kl_div(given, wanted, reduction="batchmean", log_target=True) * _TEMPERATURE**2
-        return _SOFT * soft + (1 - _SOFT) * loss(outputs, labels)
-
-    return fit(network, context, objective, epochs=epochs, rate=rate, keep=keep)
+    return fit(network, context, taught(context, _ALPHA, _TEMPERATURE), epochs=epochs, rate=rate, keep=keep)
 
 
 def also(keep: Keep, *, zeros: tuple[str, ...] = (), shared: tuple[str, ...] = ()) -> Keep:

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 from edgepipe.errors import IntegrityError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
 METRIC = "top1"
 _SMOOTHING = 0.1
+_MIRRORED = 0.5  # share of a batch that is mirrored
+_SHIFT = 14  # images are shifted by up to a fourteenth of their size: 2 pixels of 28, 16 of 224
+_SUM, _LEAST = 1e-3, 1e-8  # how near 1 probabilities sum up, and the smallest whose logarithm is taken
 
 
 def metric(outputs: list[np.ndarray[Any, Any]], labels: np.ndarray[Any, Any]) -> float:
@@ -47,7 +52,65 @@ def loss(outputs: list[Any], labels: Any) -> Any:
     """Cross entropy with label smoothing (Szegedy et al. 2016) of the scores [samples, classes]: a scalar tensor."""
     import torch
 
-    return torch.nn.functional.cross_entropy(outputs[0], labels, label_smoothing=_SMOOTHING)
+    return torch.nn.functional.cross_entropy(_logits(outputs[0]), labels, label_smoothing=_SMOOTHING)
+
+
+def likeness(outputs: list[Any], wanted: list[Any], temperature: float) -> Any:
+    """The Kullback-Leibler divergence of softened scores, times the square of the temperature (Hinton et al. 2015).
+
+    A scalar tensor; ``wanted`` are the teacher's outputs, [samples, classes] as ``outputs`` are.
+    """
+    import torch
+
+    soft = torch.nn.functional.log_softmax(_logits(outputs[0]) / temperature, dim=1)
+    target = torch.nn.functional.log_softmax(_logits(wanted[0]) / temperature, dim=1)
+    divergence = torch.nn.functional.kl_div(soft, target, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
+
+
+def augmentations(layout: str) -> list[Callable[[Any, Any], Any]]:
+    """Ways to vary a batch of ``layout`` (e.g. NCHW), each ``(inputs, generator) -> inputs``; none without rows.
+
+    Whether they leave a label true depends on the data (a mirrored letter is another one): the caller tries them.
+    """
+    if not {"H", "W"} <= set(layout):
+        return []
+    rows, columns = layout.index("H"), layout.index("W")
+
+    def mirror(inputs: Any, generator: Any) -> Any:
+        import torch
+
+        chosen = torch.rand(len(inputs), generator=generator) < _MIRRORED
+        shape = [-1] + [1] * (inputs.dim() - 1)
+        return torch.where(chosen.reshape(shape), inputs.flip(columns), inputs)
+
+    def shift(inputs: Any, generator: Any) -> Any:
+        for axis in (rows, columns):
+            inputs = _shifted(inputs, axis, generator)
+        return inputs
+
+    return [mirror, shift]
+
+
+def _shifted(inputs: Any, axis: int, generator: Any) -> Any:
+    """Each sample moved along ``axis`` by up to a fourteenth of its size; the edge is repeated."""
+    import torch
+
+    size = inputs.shape[axis]
+    most = size // _SHIFT
+    by = torch.randint(-most, most + 1, (len(inputs), 1), generator=generator)
+    places = (torch.arange(size) + by).clamp(0, size - 1)
+    shape = [len(inputs)] + [1] * (inputs.dim() - 1)
+    shape[axis] = size
+    return torch.gather(inputs, axis, places.reshape(shape).expand(inputs.shape))
+
+
+def _logits(scores: Any) -> Any:
+    """Scores as logits: the logarithm of those that are probabilities already (a network that ends in a softmax)."""
+    sums = scores.detach().sum(1)
+    if bool((scores >= 0).all()) and bool(((sums - 1).abs() < _SUM).all()):
+        return scores.clamp_min(_LEAST).log()
+    return scores
 
 
 def _scores(outputs: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

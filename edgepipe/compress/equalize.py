@@ -1,0 +1,128 @@
+"""Cross-layer equalisation (Nagel et al. 2019, section 4.1): channels of like range, so that one scale fits them all.
+
+Where the channels between layers can be scaled without changing the answers (`edgepipe.channels`), the ranges of the
+weights before and after are made equal channel by channel: W1 / s and W2 * s with s = sqrt(r1 / r2). It pays for files
+with one scale for each tensor; with one for each channel there is little left to gain.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from edgepipe import channels, dataflow
+from edgepipe.errors import UsageError
+from edgepipe.training import Changed
+
+if TYPE_CHECKING:
+    from edgepipe.channels import Group
+    from edgepipe.training import Context
+
+STEP = "equalize"
+HELP = "evens out the ranges of channels between layers, the answers stay the same: for int8 with one scale a tensor"
+DEFAULTS: dict[str, Any] = {"clip": "keep"}
+CHOICES = {"clip": ("keep", "relu")}
+LIBRARIES: tuple[str, ...] = ()
+UNDOES = {"cluster": "it scales the shared values channel by channel"}
+
+_ROUNDS, _SETTLED = 100, 1e-3  # groups share layers, so they are gone through until no factor is far from 1
+_TINY = 1e-9
+
+
+def needs(params: dict[str, Any]) -> str:  # noqa: ARG001
+    """No data: it looks at weights alone."""
+    return ""
+
+
+def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
+    """Scale the parameters of ``network`` in place.
+
+    ``clip=relu`` first puts ReLU in the place of ReLU6, which does not scale: that changes answers above 6.
+
+    Raises:
+        UsageError: no channels of it can be scaled; the error says why.
+    """
+    note = ""
+    if params["clip"] == "relu" and (count := _unclip(network)):
+        note = f"; {count} ReLU6 became ReLU"
+    traced = dataflow.trace(network, context)
+    found = [group for group in channels.groups(traced) if all(layer.weight for layer in group.makers)]
+    chosen = [group for group in found if not group.obstacles and not group.clipped]
+    left = _reasons([group for group in found if group not in chosen])
+    if not chosen:
+        fix = "leave equalize out" + (", or say clip=relu" if any(group.clipped for group in found) else "")
+        raise UsageError(
+            f"no channels between two layers can be scaled{left or ': no layer follows another'}", STEP, fix
+        )
+    parameters = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    before = _evenness(parameters, chosen)
+    _equalise(parameters, chosen)
+    after = _evenness(parameters, chosen)
+    layers = {layer.name for group in chosen for layer in (*group.makers, *(reader for reader, _ in group.readers))}
+    told = (
+        f"{len(layers)} layers equalised in {len(chosen)} groups: a channel's weights reach on average {after:.0%} of "
+    )
+    return Changed(network, f"{told}their tensor's range ({before:.0%} before){left}{note}")
+
+
+def _unclip(network: Any) -> int:
+    """Replace ReLU6 modules by ReLU (ibid., section 5.1.1); how many."""
+    from torch import nn
+
+    places = [
+        (owner, name)
+        for owner in network.modules()
+        for name, child in owner.named_children()
+        if isinstance(child, nn.ReLU6)
+    ]
+    for owner, name in places:
+        setattr(owner, name, nn.ReLU())
+    return len(places)
+
+
+def _reasons(groups: list[Group]) -> str:
+    """Why groups were left alone, the commonest reason first."""
+    if not groups:
+        return ""
+    reasons = Counter(
+        "they meet at a ReLU6, which does not scale" if group.clipped and not group.obstacles else group.obstacles[0]
+        for group in groups
+    )
+    return f"; {len(groups)} left alone: " + ", ".join(f"{why} ({count})" for why, count in reasons.most_common(3))
+
+
+def _equalise(parameters: dict[str, Any], groups: list[Group]) -> None:
+    for _ in range(_ROUNDS):
+        farthest = 0.0
+        for group in groups:
+            factors = _factors(parameters, group)
+            channels.scale(parameters, group, factors)
+            farthest = max(farthest, float(factors.log().abs().max()))
+        if farthest < _SETTLED:
+            return
+
+
+def _factors(parameters: dict[str, Any], group: Group) -> Any:
+    """The factor sqrt(r1 / r2) of each channel; 1 where a channel is dead on either side."""
+    import torch
+
+    made, read = _ranges(parameters, group)
+    alive = (made > _TINY) & (read > _TINY)
+    return torch.where(alive, (made / read.clamp_min(_TINY)).sqrt(), torch.ones(()))
+
+
+def _ranges(parameters: dict[str, Any], group: Group) -> tuple[Any, Any]:
+    """The largest weight that makes, and that reads, each channel."""
+    import torch
+
+    made = [channels.output_ranges(parameters, layer) for layer in group.makers]
+    read = [channels.input_ranges(parameters, layer, place) for layer, place in group.readers]
+    return torch.stack(made).amax(0), torch.stack(read).amax(0)
+
+
+def _evenness(parameters: dict[str, Any], groups: list[Group]) -> float:
+    """The mean, over channels, of a channel's range as a share of its tensor's (the precision of ibid., eq. 7)."""
+    import torch
+
+    shares = [side / side.max().clamp_min(_TINY) for group in groups for side in _ranges(parameters, group)]
+    return float(torch.cat(shares).mean())
