@@ -29,6 +29,10 @@ _BLOCK = 1 << 20
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
+class NoRoomError(UsageError):
+    """The disk of the cache is full or can't be written: no fault of what was to be made."""
+
+
 def key(kind: str, **parts: Any) -> str:
     """The sha256 of the canonical JSON of all ``parts``: equal work has an equal key."""
     return hashlib.sha256(canonical({"kind": kind, "parts": parts})).hexdigest()
@@ -77,7 +81,7 @@ class Cache:
         """Return the folder of ``entry`` and whether it was there already; if not, ``maker(folder)`` fills it.
 
         Raises:
-            UsageError: the disk of the cache is full or can't be written.
+            NoRoomError: the disk of the cache is full or can't be written.
             Exception: whatever ``maker`` raises; then nothing is left behind.
         """
         found = self.get(entry)
@@ -163,4 +167,4 @@ def _sync(path: Path) -> None:
 def _disk_error(error: OSError, root: Path) -> EdgepipeError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     what = "the disk of the work cache is full" if full else f"the work cache can't be used: {error.strerror or error}"
-    return UsageError(what, str(error.filename or root), "free space there, or set EDGEPIPE_CACHE to another folder")
+    return NoRoomError(what, str(error.filename or root), "free space there, or set EDGEPIPE_CACHE to another folder")

@@ -92,6 +92,7 @@ def convert(request: Request, progress: Progress) -> Result:
         IntegrityError: a rung of the parity ladder broke.
         GateError: the loss is larger than ``max_drop``; nothing is written.
     """
+    request = replace(request, recipe=recipes.plain(request.recipe))
     source = model.load(request.model, input_shape=request.input_shape)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
@@ -104,7 +105,10 @@ def convert(request: Request, progress: Progress) -> Result:
         if item.ladder:
             verify.judge(item.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}")
         done.append(item)
-    placed = [replace(item, artifact=artifact.copy(item.artifact, _folder(request, item))) for item in done]
+    places = [request.folder / folder_name(source, request.recipe, item.artifact.format) for item in done]
+    placed = [
+        replace(item, artifact=artifact.copy(item.artifact, place)) for item, place in zip(done, places, strict=True)
+    ]
     return Result(source, request.recipe, placed)
 
 
@@ -164,6 +168,6 @@ def artifact_of(file: str, source: Model | None = None) -> Artifact:
     return replace(export.artifact_of_file(path, source), recipe=verify.UNKNOWN)
 
 
-def _folder(request: Request, item: Export) -> Path:
-    name = f"{item.model.name}-{request.recipe}-{item.artifact.format}".replace(":", "_").replace("+", "_")
-    return request.folder / name
+def folder_name(source: Model, recipe: str, format_name: str) -> str:
+    """What the folder of an exported file is called."""
+    return f"{source.name}-{recipe}-{format_name}".replace(":", "_").replace("+", "_")

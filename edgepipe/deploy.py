@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bench, board, codec, convert, data, export, honesty, journal, model, targets, verify
+from edgepipe import bench, board, codec, convert, data, export, honesty, journal, model, recipe, targets, verify
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What to deploy where, and what it must hold."""
+    """What to deploy where, and what it must hold; without ``activate`` the board keeps its old release."""
 
     model: str
     target: str
@@ -47,6 +47,7 @@ class Request:
     dynamic: bool = False
     input_shape: list[int] | None = None
     synthetic: bool = False
+    activate: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     Raises:
         UsageError, LinkError, BoardError: nothing was done yet.
     """
+    request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
     source = model.load(request.model, input_shape=request.input_shape)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
@@ -94,7 +96,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
                 _push_and_verify(candidate, dataset, samples, request, client, progress)
             for candidate in candidates:
                 _measure(candidate, request, client, progress)
-            for candidate in candidates:
+            for candidate in candidates if request.activate else ():
                 _activate(candidate, client, progress)
         except EdgepipeError as error:
             return Outcome([candidate.report for candidate in candidates], error)
@@ -107,6 +109,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     Raises:
         UsageError: the request can't be met.
     """
+    request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
     source = model.load(request.model, input_shape=request.input_shape)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
@@ -170,14 +173,7 @@ def _prepare(
     progress: Progress,
 ) -> _Candidate:
     """Compress, export and verify on the host, for what this board's runtime can load."""
-    wanted = ExportOptions(
-        batch=request.options.batch,
-        dynamic_batch=request.dynamic,
-        opset=request.opset or target.opset,
-        ir_version=target.ir_version,
-        reduce_range=saturates(facts),
-        synthetic=request.synthetic,
-    )
+    wanted = options_for(request, target, facts)
     made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop)
     manifest = bench.manifest_of(made.artifact)
     report = _report(source.facts, made.artifact, facts, request.target, manifest)
@@ -186,6 +182,18 @@ def _prepare(
         report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
         verify.judge(made.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}, on the host")
     return _Candidate(made.artifact, manifest, report, made.ladder, export=made)
+
+
+def options_for(request: Request, target: Target, facts: Board) -> ExportOptions:
+    """What a file must be like to run on this board as the request asks."""
+    return ExportOptions(
+        batch=request.options.batch,
+        dynamic_batch=request.dynamic,
+        opset=request.opset or target.opset,
+        ir_version=target.ir_version,
+        reduce_range=saturates(facts),
+        synthetic=request.synthetic,
+    )
 
 
 def saturates(facts: Board) -> bool:

@@ -124,6 +124,11 @@ class Journal:
             elif kind in ("", record.kind):
                 yield record
 
+    def get(self, name: str) -> Record | None:
+        """Return the record of any kind with this id, as it was kept last, or None."""
+        found = self._query(f"SELECT {_COLUMNS} FROM lines WHERE id = ?", (name,))  # noqa: S608 names are ours
+        return found[0] if found else None
+
     def reports(
         self, model: str | None = None, target: str | None = None, status: str | None = None, limit: int | None = None
     ) -> list[Report]:

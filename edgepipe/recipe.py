@@ -111,7 +111,7 @@ def catalogue() -> list[dict[str, Any]]:
     for name, line in known().items():
         makers = {fmt: module for fmt, module in file_steps().get(name, {}).items() if fmt != "null"}
         module = network_steps().get(name)
-        tables = [module] if module else [_StepOf(maker, name) for maker in makers.values()]
+        tables = [module] if module else [StepOf(maker, name) for maker in makers.values()]
         params: dict[str, dict[str, Any]] = {}
         for table in tables:
             for key, default in getattr(table, "DEFAULTS", {}).items():
@@ -156,8 +156,13 @@ def plan(recipe: Recipe, format_name: str) -> Plan:
             others = ", ".join(sorted(set(makers) - {"null"}))
             raise UsageError(f"{format_name} can't {part.name}", f"recipe {recipe}", f"formats that can: {others}")
         module = makers[format_name]
-        file.append(_action(part, module, _StepOf(module, part.name)))
+        file.append(_action(part, module, StepOf(module, part.name)))
     return Plan(recipe, tuple(network), tuple(file))
+
+
+def plain(text: str) -> str:
+    """The recipe as text: what the TOML file says where ``text`` is the path of one."""
+    return str(parse(text)) if text.endswith(".toml") else text
 
 
 def without_network(text: str) -> str | None:
@@ -173,13 +178,14 @@ def without_data(format_name: str) -> list[str]:
     return [BASELINE, *(name for name in steps if name not in file_steps()[name][format_name].NEEDS_DATA)]
 
 
-class _StepOf:
+class StepOf:
     """The tables of one step of a format's plug-in, which keeps them by step."""
 
     def __init__(self, module: ModuleType, step: str) -> None:
         self.DEFAULTS = module.DEFAULTS[step]
         self.CHOICES = getattr(module, "CHOICES", {}).get(step, {})
         self.LIMITS = getattr(module, "LIMITS", {}).get(step, {})
+        self.SEARCH = getattr(module, "SEARCH", {}).get(step, {})
 
 
 def _completed(recipe: Recipe) -> Recipe:

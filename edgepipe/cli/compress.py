@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from edgepipe.cli import console, export, options
+from edgepipe.cli import search as search_options
 from edgepipe.errors import UsageError
+
+TimedOn = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        "-t",
+        help="Where a search measures, and a changed network is timed against the unchanged one.",
+        autocompletion=options.complete_target,
+    ),
+]
 
 
 def command(
@@ -17,15 +28,15 @@ def command(
     recipe: options.Recipe = "",
     output: options.Output = "out",
     to: Annotated[str, typer.Option("--to", help="Formats, comma separated: onnx, tflite, openvino.")] = "onnx",
-    target: Annotated[
-        str,
-        typer.Option(
-            "--target",
-            "-t",
-            help="Where a changed network is timed against the unchanged one.",
-            autocompletion=options.complete_target,
-        ),
-    ] = "local",
+    target: TimedOn = "local",
+    search: Annotated[bool, typer.Option("--search", help="Find a recipe, with the target in the loop.")] = False,
+    budget: search_options.Budget = "",
+    trials: search_options.Trials = 20,
+    minutes: search_options.Minutes = 0.0,
+    profile: search_options.Profile = "quick",
+    host: options.Host = "",
+    threads: options.Threads = 1,
+    batch: options.Batch = 1,
     max_drop: options.MaxDrop = "",
     evaluation: options.Samples = "auto",
     input_shape: options.InputShape = "",
@@ -38,12 +49,11 @@ def command(
     if listing:
         _list(json)
         return
-    if not model or not recipe:
-        raise UsageError(
-            "which model, and by which recipe?",
-            "edgepipe compress",
-            "edgepipe compress fashion-resnet8 --recipe int8 -o out",
-        )
+    _check(model, recipe, max_drop, budget, search=search)
+    if search:
+        how = search_options.how(model, target, host, to, profile, threads, batch, evaluation, input_shape, synthetic)
+        search_options.run(how, budget, output, trials, minutes, as_json=json, quiet=quiet)
+        return
     from edgepipe import convert, honesty
 
     request = convert.Request(
@@ -60,6 +70,21 @@ def command(
         result = convert.convert(request, progress)
         result = replace(result, exports=honesty.weigh(result.exports, target, progress))
     export.show(result, as_json=json, quiet=quiet)
+
+
+def _check(model: str, recipe: str, max_drop: str, budget: str, *, search: bool) -> None:
+    """Hold the flags against each other."""
+    where, example = "edgepipe compress", "edgepipe compress fashion-resnet8 --recipe int8 -o out"
+    if search and (recipe or max_drop):
+        what = "a search finds the recipe, and its budget says the drop"
+        raise UsageError(what, f"{where} --search", "leave out --recipe and --max-drop")
+    if search and not model:
+        fix = 'edgepipe compress fashion-resnet8 --search --budget "p90<=5ms,drop<=1%" -o out'
+        raise UsageError("which model?", f"{where} --search", fix)
+    if budget and not search:
+        raise UsageError("a budget is for a search", f"{where} --budget", "add --search, or use --max-drop")
+    if not search and (not model or not recipe):
+        raise UsageError("which model, and by which recipe?", where, example)
 
 
 def _list(as_json: bool) -> None:

@@ -48,7 +48,7 @@ _PERCENTILES = ("p50", "p90", "p95", "p99")
 def page(reports: Sequence[Report]) -> str:
     """Return the page for these reports, as HTML text."""
     found = rows(reports)
-    script = _resource("page.js")
+    script = resource("page.js")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{allowed}'"
     keys = {id(row): f"run-{at}" for at, row in enumerate(found)}
@@ -60,7 +60,7 @@ def page(reports: Sequence[Report]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>edgepipe report</title><link rel="icon" href="data:,"><style>{_resource("page.css")}</style></head>'
+        f'<title>edgepipe report</title><link rel="icon" href="data:,"><style>{resource("page.css")}</style></head>'
         f'<body><header><h1>edgepipe report</h1><p class="soft">{count}, written {now}. Brackets hold 95 % confidence'
         f" intervals of the time of one call. A {DASH} was not measured; the reason is with the run.</p></header>"
         f"<main>{sections or empty}</main>"
@@ -69,7 +69,8 @@ def page(reports: Sequence[Report]) -> str:
     )
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A file that pages are made with, e.g. their style sheet, as text."""
     return resources.files("edgepipe.report").joinpath(name).read_text(encoding="utf-8")
 
 
