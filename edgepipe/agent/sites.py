@@ -41,8 +41,10 @@ def path(store: Store, runtime: str) -> Optional[str]:
     return os.path.realpath(folder) if os.path.isfile(os.path.join(folder, _LIST)) else None
 
 
-def install(store: Store, runtime: str, files: List[FileRef], note: str) -> int:
-    """Make ``sites/<runtime>`` of these files, whole or not; the one before is removed. Returns the bytes of all.
+def install(store: Store, runtime: str, files: List[FileRef], note: str, dry_run: bool = False) -> bool:
+    """Make ``sites/<runtime>`` of these files, whole or not; the one before is removed.
+
+    Returns whether that changes anything; with ``dry_run`` nothing is done, and no blob need be here.
 
     Raises:
         IntegrityError: a name or blob is not good.
@@ -55,14 +57,15 @@ def install(store: Store, runtime: str, files: List[FileRef], note: str) -> int:
         {"note": note[:200], "files": [to_dict(ref) for ref in sorted(files, key=lambda ref: ref.name)]}
     )
     folder = store.path("sites", f".{runtime}-{hashlib.sha256(content).hexdigest()[:16]}")
-    if os.path.realpath(link) != os.path.realpath(folder) or not os.path.isfile(os.path.join(folder, _LIST)):
+    here = os.path.realpath(link) == os.path.realpath(folder) and os.path.isfile(os.path.join(folder, _LIST))
+    if not here and not dry_run:
         _build(store, folder, files, content)
         store.disk.remove(link + ".new")
         store.disk.symlink(os.path.basename(folder), link + ".new")
         store.disk.rename(link + ".new", link)
         store.disk.sync(store.path("sites"))
         tidy(store)
-    return sum(ref.bytes for ref in files)
+    return not here
 
 
 def _build(store: Store, folder: str, files: List[FileRef], content: bytes) -> None:
