@@ -40,7 +40,7 @@ def needs(data: bytes) -> Needs | None:
             for name in _versions(data, offset, sections[link][1]) if kind == _VERNEED else ():
                 if match := _SYMBOLS.match(name):
                     newest[match.group(1)] = max(newest.get(match.group(1), 0), int(match.group(2)))
-    except (struct.error, ValueError, IndexError):
+    except (struct.error, ValueError, IndexError, OverflowError):
         return None
     return Needs(_MACHINES.get(machine, ""), newest.get(b"GLIBC_2", 0), newest.get(b"GLIBCXX_3.4", 0))
 

@@ -151,10 +151,18 @@ def _misfit(requirements: list[str], platform: Platform, source: Path | None) ->
 def _unpack(wheels: list[Pinned], platform: Platform, scratch: Path) -> None:
     """Unpack exactly these wheels: pip refuses one whose hash is another."""
     lock = scratch / "lock.txt"
-    lines = (f"{(scratch / 'wheels' / wheel.file).as_uri()} --hash=sha256:{wheel.sha256}" for wheel in wheels)
+    # By name, not by path: else pip would write this host's path into what the board gets.
+    lines = (f"{wheel.name.replace(' ', '==')} --hash=sha256:{wheel.sha256}" for wheel in wheels)
     lock.write_text("\n".join(lines) + "\n", "utf-8")
-    argv = ["install", "--target", str(scratch / "site"), "--no-compile", "--no-deps", "--no-index", "--require-hashes"]
-    argv += ["--no-warn-script-location", "--quiet", *_target(platform)]
+    argv = ["install", "--target", str(scratch / "site"), "--no-compile", "--no-deps", "--require-hashes"]
+    argv += [
+        "--no-index",
+        "--find-links",
+        str(scratch / "wheels"),
+        "--no-warn-script-location",
+        "--quiet",
+        *_target(platform),
+    ]
     _pip([*argv, "-r", str(lock)], [wheel.file for wheel in wheels], platform)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import struct
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from edgepipe.agent.health import Clocks, Health, Interpreter, Trial
 from edgepipe.errors import BoardError
 from edgepipe.schema import Board
 from edgepipe.wheels import Platform, Wheel, advise
+from tests.wheel_kit import library
 
 # On a Debian 12 or newer: glibc 2.36, libstdc++ of GCC 12.
 TABLE = {
@@ -167,31 +167,6 @@ def test_platform_comes_from_what_the_board_says():
             wheels.platform_of(dataclasses.replace(BOARD, **change))
 
 
-def library(machine=183, wide=True, versions=(b"GLIBC_2.17", b"GLIBC_2.34", b"GLIBCXX_3.4.30", b"CXXABI_1.3")):
-    """An ELF file of one section of version needs and one of its strings."""
-    names, strings = [], b"\0libc.so.6\0"
-    for version in versions:
-        names.append(len(strings))
-        strings += version + b"\0"
-    needs = struct.pack("<HHIII", 1, len(versions), 1, 16, 0)
-    for index, name in enumerate(names):
-        needs += struct.pack("<IHHII", 0, 0, 0, name, 16 if index + 1 < len(names) else 0)
-    start = 64
-    body = needs + strings
-    table = start + len(body)
-    section = "<4xI16xQQI20x" if wide else "<4xI8xIII12x"
-    size = struct.calcsize(section)
-    sections = struct.pack(section, 0, 0, 0, 0)
-    sections += struct.pack(section, 0x6FFFFFFE, start, len(needs), 2)
-    sections += struct.pack(section, 3, start + len(needs), len(strings), 0)
-    header = bytearray(64)
-    header[:6] = b"\x7fELF" + bytes([2 if wide else 1, 1])
-    struct.pack_into("<H", header, 18, machine)
-    struct.pack_into("<Q" if wide else "<I", header, 40 if wide else 32, table)
-    struct.pack_into("<HH", header, 58 if wide else 46, size, 3)
-    return bytes(header) + body + sections
-
-
 def test_what_a_library_needs():
     assert elf.needs(library()) == elf.Needs("aarch64", 34, 30)
     assert elf.needs(library(40, wide=False)) == elf.Needs("armv7l", 34, 30)
@@ -231,8 +206,23 @@ def test_the_index_agrees_with_the_snapshot(tmp_path):
                 tested = [way.requirement for way in plugins.load("agent.runtimes", runtime).WHEELS]
                 found = None
                 for requirement in tested:
-                    argv = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--no-deps"]
-                    argv += ["--only-binary=:all:", "--implementation", "cp", "--python-version", "{}.{}".format(*python)]
+                    argv = [
+                        sys.executable,
+                        "-m",
+                        "pip",
+                        "install",
+                        "-q",
+                        "--dry-run",
+                        "--ignore-installed",
+                        "--no-deps",
+                    ]
+                    argv += [
+                        "--only-binary=:all:",
+                        "--implementation",
+                        "cp",
+                        "--python-version",
+                        "{}.{}".format(*python),
+                    ]
                     argv += [part for tag in platform.tags() for part in ("--platform", tag)]
                     argv += ["--target", str(tmp_path / "none"), "--report", "-", requirement]
                     done = subprocess.run(argv, capture_output=True, check=False)
