@@ -39,6 +39,8 @@ class Check:
 class Candidate:
     """A runtime on this board: what is installed, what fits, whether it runs, what int8 and int4 do.
 
+    ``requirements`` is what to ask pip for, ``from_board`` what the board's own distribution must bring beside it.
+
     ``runs`` is "yes" (it was imported), "expected" (a wheel fits, nothing is known against it) or "no"; then ``reason``
     says why.
     """
@@ -48,6 +50,7 @@ class Candidate:
     installed: Trial | None
     wheel: Wheel | None
     requirements: list[str]
+    from_board: list[str]
     held_back: str = ""
     reason: str = ""
     arithmetic: Arithmetic | None = None
@@ -113,6 +116,7 @@ def _candidate(name: str, board: Board, health: Health, platform: Platform | Non
         trial,
         wheel,
         advice.requirements if wheel else [],
+        advice.from_board if wheel else [],
         advice.held_back,
         reason,
         speed,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from typing import List, Optional, Set
 
 from edgepipe.agent.store import Store, check_name
@@ -36,9 +37,16 @@ def check_path(text: str) -> str:
 
 
 def path(store: Store, runtime: str) -> Optional[str]:
-    """The folder of a runtime's site, or None if it has none."""
+    """The folder of a runtime's site, else of its virtual environment's packages, or None if it has neither.
+
+    Virtual environments are made by ansible/ where boards have a network: ``venvs/<runtime>``.
+    """
     folder = store.path("sites", check_name(runtime))
-    return os.path.realpath(folder) if os.path.isfile(os.path.join(folder, _LIST)) else None
+    if os.path.isfile(os.path.join(folder, _LIST)):
+        return os.path.realpath(folder)
+    own = "python{}.{}".format(*sys.version_info[:2])
+    packages = store.path("venvs", runtime, "lib", own, "site-packages")
+    return packages if os.path.isdir(packages) else None
 
 
 def install(store: Store, runtime: str, files: List[FileRef], note: str, dry_run: bool = False) -> bool:

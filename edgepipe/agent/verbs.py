@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from edgepipe.agent import health, lock, probe, sites
+from edgepipe.agent import health, lock, probe, runtimes, sites
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.store import Store
@@ -136,7 +136,7 @@ def hello(session: Session, args: Hello) -> Answer:
     """Facts of the board; quick, since no runtime is imported."""
     session.owner = clean(args.owner, 128) or "unknown"
     links = session.releases.links()
-    found = {name: sites.path(session.store, name) for name in session.store.listing("sites")}
+    found = {name: sites.path(session.store, name) for name in runtimes.names()}
     board = probe.board({name: path for name, path in found.items() if path}, session.sysfs_root)
     return Answer(
         {
