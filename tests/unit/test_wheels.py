@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepipe import elf, plugins, wheels
+from edgepipe import elf, plugins, targets, wheels
 from edgepipe.agent.health import Clocks, Health, Interpreter, Trial
 from edgepipe.errors import BoardError
 from edgepipe.schema import Board
@@ -146,6 +146,18 @@ def test_why_there_is_none():
         advice = advise("onnxruntime", platform)
         assert advice.wheel is None and why in advice.reason, advice
     assert advise("null", Platform("aarch64", (3, 11), 36)).reason == "it needs no package"
+
+
+@pytest.mark.parametrize("name", [name for name in targets.names() if targets.load(name).runtimes])
+def test_the_shipped_targets_say_what_would_be_advised(name):
+    target = targets.load(name)
+    # JetPack 4 comes with 3.6; the agent needs the 3.8 beside it.
+    python = "3.8" if name == "jetson-nano" else target.system.python
+    major, minor = (int(part) for part in python.split("."))
+    platform = Platform(target.arch, (major, minor), int(target.system.glibc.split(".")[1]))
+    for runtime, said in target.runtimes.items():
+        wheel = advise(runtime, platform, target.hardware.isa).wheel
+        assert said.version in (f"{wheel.name} {wheel.version}", wheel.version) if wheel else said.reason
 
 
 def test_every_tag_up_to_the_boards_glibc():
