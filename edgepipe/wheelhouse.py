@@ -155,6 +155,8 @@ def _unpack(wheels: list[Pinned], platform: Platform, scratch: Path) -> None:
     lines = (f"{wheel.name.replace(' ', '==')} --hash=sha256:{wheel.sha256}" for wheel in wheels)
     lock.write_text("\n".join(lines) + "\n", "utf-8")
     argv = ["install", "--target", str(scratch / "site"), "--no-compile", "--no-deps", "--require-hashes"]
+    # Unpacking alone judges by this host's Python; what fits the board's was settled when the set was resolved.
+    argv += ["--ignore-requires-python"]
     argv += [
         "--no-index",
         "--find-links",

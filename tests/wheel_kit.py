@@ -36,12 +36,15 @@ def library(
     return bytes(header) + body + sections
 
 
-def wheel(folder: Path, name: str, version: str, tag: str, files: dict[str, bytes], requires: str = "") -> Path:
+def wheel(
+    folder: Path, name: str, version: str, tag: str, files: dict[str, bytes], requires: str = "", python: str = ""
+) -> Path:
     """Write a wheel that pip installs."""
     stem = f"{name.replace('-', '_')}-{version}"
     info = f"{stem}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += f"Requires-Dist: {requires}\n" if requires else ""
+    metadata += f"Requires-Python: {python}\n" if python else ""
     tags = "".join(f"Tag: {tag.rsplit('-', 1)[0]}-{each}\n" for each in tag.rsplit("-", 1)[1].split("."))
     content = {
         **files,

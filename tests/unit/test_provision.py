@@ -98,6 +98,14 @@ def test_wheels_become_the_files_a_board_needs_once(house, monkeypatch):
     assert resolve(["onnxruntime<=1.31.1"], PI, house) == found
 
 
+@pytest.mark.parametrize(("minor", "python"), [(13, ">=3.12"), (9, "<3.10")])
+def test_the_boards_python_decides_not_this_hosts(tmp_path, minor, python):
+    tag = f"cp3{minor}-cp3{minor}-manylinux_2_28_aarch64"
+    wheel(tmp_path / "house", "onnxruntime", "1.31.1", tag, PLAIN, python=python)
+    found = resolve(["onnxruntime"], dataclasses.replace(PI, python=(3, minor)), tmp_path / "house")
+    assert [each.name for each in found.wheels] == ["onnxruntime 1.31.1"]
+
+
 def test_the_other_machine_and_all_its_tags_are_asked_for(monkeypatch):
     calls = []
 
