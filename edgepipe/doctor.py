@@ -224,14 +224,13 @@ def _clocks(board: Board, health: Health) -> Iterator[Check]:
     }.get(clocks.access, Check("clocks", YELLOW, "no cpufreq: clocks can be neither seen nor fixed"))
 
 
-def _meters(board: Board, health: Health) -> Iterator[Check]:
-    present = [meter.name for meter in health.meters if meter.present]
+def _meters(_board: Board, health: Health) -> Iterator[Check]:
+    present = [f"{meter.name} ({meter.reason})" for meter in health.meters if meter.present]
     if present:
         yield Check("meter", GREEN, ", ".join(present))
         return
-    from edgepipe.agent.meters import null
-
-    yield Check("meter", YELLOW, f"{null.reason(board.model)}: power stays null", "use an external meter")
+    null = next((meter.reason for meter in health.meters if meter.name == "null"), "")
+    yield Check("meter", YELLOW, f"{null or 'no meter'}: power stays null", "use an external meter")
 
 
 _LOOKS: tuple[Callable[[Board, Health], Iterator[Check]], ...] = (

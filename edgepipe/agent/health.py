@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from edgepipe.agent import meters, probe, runtimes, sites, state
 from edgepipe.agent.jobs import Jobs
@@ -76,7 +76,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class MeterFound:
-    """A kind of power meter, and whether one is here; ``reason`` says why not."""
+    """A kind of power meter, and whether one is here; ``reason`` says which rail it reads, or why there is none."""
 
     name: str
     present: bool
@@ -211,20 +211,29 @@ def clocks(sysfs_root: str = "/") -> Clocks:
 
 
 def meters_here(sysfs_root: str = "/") -> List[MeterFound]:
-    """Each kind of power meter the agent knows, and whether one is here."""
-    model = probe.model(sysfs_root)
+    """Each kind of power meter the agent knows, and whether one is here; the null one says why a board has none."""
     found = []
     for each in sorted(module.name for module in pkgutil.iter_modules(meters.__path__)):
-        if each.startswith("_") or each == "null":
+        if each.startswith("_"):
             continue
         plugin = importlib.import_module(f"{meters.__name__}.{each}")
-        try:
-            present = plugin.open_meter(sysfs_root) is not None
-            reason = "" if present else clean(plugin.reason(model), 200)
-        except Exception as error:
-            present, reason = False, error_text(error)
-        found.append(MeterFound(each, present, reason))
+        if hasattr(plugin, "find"):
+            found.append(_meter(each, plugin, sysfs_root))
+        elif each == "null":
+            found.append(MeterFound(each, False, clean(plugin.reason(probe.model(sysfs_root)), 200)))
     return found
+
+
+def _meter(name: str, plugin: Any, sysfs_root: str) -> MeterFound:
+    """Find a meter, and let it go again. What it says when there is none is the reason."""
+    try:
+        meter = plugin.find(sysfs_root, "")
+        meter.close()
+        return MeterFound(name, True, clean(f"{meter.rail}, {meter.boundary}", 200))
+    except EdgepipeError as error:
+        return MeterFound(name, False, clean(error.what, 200))
+    except Exception as error:
+        return MeterFound(name, False, error_text(error))
 
 
 def libstdcxx(sysfs_root: str = "/") -> int:

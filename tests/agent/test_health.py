@@ -14,6 +14,7 @@ from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.store import Store
 from edgepipe.codec import from_dict
+from edgepipe.errors import BoardError
 from tests.board_trees import BOARDS, build
 
 
@@ -152,27 +153,38 @@ def test_an_import_error_is_no_signal(store):
 
 
 def test_a_meter_that_fails_is_not_present(monkeypatch, tmp_path):
-    class Broken:
+    closed = []
+
+    class Meter:
+        rail, boundary = "VDD_IN", "board"
+
         @staticmethod
-        def open_meter(root):
-            raise OSError("no such bus")
+        def close():
+            closed.append(True)
 
-    class Here:
-        @staticmethod
-        def open_meter(root):
-            return object()
+    def broken(root, rail):
+        raise OSError("no such bus")
 
-    class Absent:
-        open_meter = staticmethod(lambda root: None)
-        reason = staticmethod(lambda model: f"not on a {model}")
+    def absent(root, rail):
+        raise BoardError("no INA3221 here")
 
-    plugins = {"broken": Broken, "here": Here, "absent": Absent}
-    names = [type("Module", (), {"name": name}) for name in (*plugins, "null", "_kit")]
+    finders = {"broken": broken, "here": lambda root, rail: Meter, "absent": absent}
+    plugins = {name: type(name, (), {"find": staticmethod(find)}) for name, find in finders.items()}
+    names = [type("Module", (), {"name": name}) for name in (*plugins, "_kit")]
     monkeypatch.setattr(health.pkgutil, "iter_modules", lambda path: names)
     monkeypatch.setattr(health.importlib, "import_module", lambda path: plugins[path.rpartition(".")[2]])
     found = {each.name: each for each in health.meters_here(str(build("pi5", tmp_path)))}
-    assert set(found) == set(plugins) and found["here"].present and not found["broken"].present
-    assert found["broken"].reason == "no such bus" and "Raspberry Pi 5" in found["absent"].reason
+    assert found == {
+        "absent": health.MeterFound("absent", False, "no INA3221 here"),
+        "broken": health.MeterFound("broken", False, "no such bus"),
+        "here": health.MeterFound("here", True, "VDD_IN, board"),
+    }
+    assert closed == [True]
+
+
+def test_a_board_without_a_meter_says_why(tmp_path):
+    found = {each.name: each for each in health.meters_here(str(build("pi4", tmp_path)))}
+    assert not found["null"].present and "a Raspberry Pi 4 has no current sensor" in found["null"].reason
 
 
 def test_doctor_over_the_wire(tmp_path, pyz):

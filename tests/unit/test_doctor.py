@@ -24,8 +24,8 @@ def look(name, root, **changes):
     release, jetpack = agent_health.l4t(tree)
     own = Interpreter("/usr/bin/python3", board.python, "", "1.24.2", own=True)
     found = Health(
-        [own], [], agent_health.clocks(tree), [], agent_health.libstdcxx(tree), release, jetpack,
-        10**9, 10**8, 32 * 10**9, 20 * 10**9,
+        [own], [], agent_health.clocks(tree), agent_health.meters_here(tree), agent_health.libstdcxx(tree),
+        release, jetpack, 10**9, 10**8, 32 * 10**9, 20 * 10**9,
     )  # fmt: skip
     return board, dataclasses.replace(found, **changes)
 
@@ -96,9 +96,9 @@ def test_clocks_that_can_not_be_set(tmp_path, access, verdict, says):
 
 
 def test_a_meter_that_is_there(tmp_path):
-    meters = [MeterFound("hwmon", False, "none"), MeterFound("ina3221", True)]
+    meters = [MeterFound("hwmon", False, "none"), MeterFound("ina3221", True, "VDD_IN, board")]
     found = lines(doctor.diagnose("x", *look("orin-nano", tmp_path, meters=meters)))
-    assert found["meter"] == doctor.Check("meter", "green", "ina3221")
+    assert found["meter"] == doctor.Check("meter", "green", "ina3221 (VDD_IN, board)")
 
 
 def test_an_installed_runtime_that_dies_is_red_and_an_older_wheel_is_offered(tmp_path):
