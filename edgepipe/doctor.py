@@ -229,6 +229,11 @@ def _meters(_board: Board, health: Health) -> Iterator[Check]:
     if present:
         yield Check("meter", GREEN, ", ".join(present))
         return
+    for meter in health.meters:
+        if meter.blocked:
+            fix = "let ansible/ give the right to read meters, see docs/doctor.md"
+            yield Check("meter", YELLOW, f"{meter.reason}: power stays null", fix)
+            return
     null = next((meter.reason for meter in health.meters if meter.name == "null"), "")
     yield Check("meter", YELLOW, f"{null or 'no meter'}: power stays null", "use an external meter")
 

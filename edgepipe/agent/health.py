@@ -76,11 +76,15 @@ class Clocks:
 
 @dataclass(frozen=True)
 class MeterFound:
-    """A kind of power meter, and whether one is here; ``reason`` says which rail it reads, or why there is none."""
+    """A kind of power meter, and whether one can be read here; ``reason`` says which rail it reads, or why not.
+
+    ``blocked``: the sensor is there, and something is in the way, e.g. the right to read it.
+    """
 
     name: str
     present: bool
     reason: str = ""
+    blocked: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ def _meter(name: str, plugin: Any, sysfs_root: str) -> MeterFound:
         meter.close()
         return MeterFound(name, True, clean(f"{meter.rail}, {meter.boundary}", 200))
     except EdgepipeError as error:
-        return MeterFound(name, False, clean(error.what, 200))
+        return MeterFound(name, False, clean(error.what, 200), bool(getattr(error, "present", False)))
     except Exception as error:
         return MeterFound(name, False, error_text(error))
 

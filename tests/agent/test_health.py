@@ -168,7 +168,12 @@ def test_a_meter_that_fails_is_not_present(monkeypatch, tmp_path):
     def absent(root, rail):
         raise BoardError("no INA3221 here")
 
-    finders = {"broken": broken, "here": lambda root, rail: Meter, "absent": absent}
+    def blocked(root, rail):
+        error = BoardError("permission denied")
+        error.present = True
+        raise error
+
+    finders = {"broken": broken, "here": lambda root, rail: Meter, "absent": absent, "blocked": blocked}
     plugins = {name: type(name, (), {"find": staticmethod(find)}) for name, find in finders.items()}
     names = [type("Module", (), {"name": name}) for name in (*plugins, "_kit")]
     monkeypatch.setattr(health.pkgutil, "iter_modules", lambda path: names)
@@ -176,6 +181,7 @@ def test_a_meter_that_fails_is_not_present(monkeypatch, tmp_path):
     found = {each.name: each for each in health.meters_here(str(build("pi5", tmp_path)))}
     assert found == {
         "absent": health.MeterFound("absent", False, "no INA3221 here"),
+        "blocked": health.MeterFound("blocked", False, "permission denied", blocked=True),
         "broken": health.MeterFound("broken", False, "no such bus"),
         "here": health.MeterFound("here", True, "VDD_IN, board"),
     }

@@ -101,6 +101,12 @@ def test_a_meter_that_is_there(tmp_path):
     assert found["meter"] == doctor.Check("meter", "green", "ina3221 (VDD_IN, board)")
 
 
+def test_a_meter_that_may_not_be_read(tmp_path):
+    meters = [MeterFound("null", False, "no meter"), MeterFound("rapl", False, "permission denied: rapl", blocked=True)]
+    found = lines(doctor.diagnose("x", *look("x86-mini", tmp_path, meters=meters)))
+    assert found["meter"].text.startswith("permission denied: rapl") and "ansible" in found["meter"].fix
+
+
 def test_an_installed_runtime_that_dies_is_red_and_an_older_wheel_is_offered(tmp_path):
     text = "onnxruntime 1.31.1 was killed by SIGILL during import on Cortex-A72: ..."
     died = Trial("onnxruntime", "onnxruntime", "1.31.1", "cp311", False, "SIGILL", text, "pin an older wheel")
