@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, TypeVar
 
 from edgepipe import plugins
+from edgepipe.agent.health import Health
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import EdgepipeError, IntegrityError, LinkError
 from edgepipe.link import Channel, Link, _protocol
@@ -113,10 +114,11 @@ class Freed:
 
 @dataclass(frozen=True)
 class Site:
-    """A runtime's folder on the board, made of pushed files."""
+    """A runtime's folder on the board, made of pushed files; ``changed`` is false where it was there already."""
 
     files: int
     bytes: int
+    changed: bool
 
 
 def connect(target: Target, owner: str, progress: Progress, times: Times | None = None) -> BoardClient:
@@ -288,9 +290,13 @@ class BoardClient:
         """Remove all but the active release, the one before, and the runtimes."""
         return self._ask("gc", {"keep_spool": keep_spool}, Freed, self.times.work)
 
-    def site(self, runtime: str, files: list[FileRef], note: str = "") -> Site:
-        """Make a runtime's folder out of pushed files, in place of the one before."""
-        args = {"runtime": runtime, "files": [to_dict(file) for file in files], "note": note}
+    def doctor(self, on_progress: OnProgress | None = None) -> Health:
+        """Have the board looked at closely: every Python, each runtime imported, clocks, meters."""
+        return self._ask("doctor", {}, Health, self.times.work, on_progress)
+
+    def site(self, runtime: str, files: list[FileRef], note: str = "", dry_run: bool = False) -> Site:
+        """Make a runtime's folder out of pushed files, in place of the one before; or only say if it would change."""
+        args = {"runtime": runtime, "files": [to_dict(file) for file in files], "note": note, "dry_run": dry_run}
         return self._ask("site", args, Site, self.times.work)
 
     def channel(self) -> Channel:

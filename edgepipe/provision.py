@@ -6,90 +6,71 @@ versions of numpy.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from edgepipe import paths, plugins
-from edgepipe.codec import canonical, from_dict, to_dict
-from edgepipe.errors import BoardError, EdgepipeError, LinkError, UsageError
-from edgepipe.link._stream import printable
-from edgepipe.link.local import LocalLink
-from edgepipe.schema import Board, FileRef
+from edgepipe import plugins, wheelhouse, wheels
+from edgepipe.errors import BoardError
+from edgepipe.wheelhouse import Pinned, Resolved
+from edgepipe.wheels import Advice, Platform
 
 if TYPE_CHECKING:
+    from edgepipe.agent.health import Health
     from edgepipe.board import BoardClient
     from edgepipe.progress import Progress
+    from edgepipe.schema import Board, FileRef
     from edgepipe.targets import Target
 
-_PIP_SECONDS = 1800.0
-_LIST = "files.json"
-# A board runs the packages, it does not test, type-check or compile against them: a third of numpy's files.
-_LEFT_OUT_FOLDERS = {"tests", "__pycache__", "bin"}
-_LEFT_OUT_SUFFIXES = {".pyc", ".pyi", ".h", ".a", ".lib"}
-# The oldest glibc that PEP 600 tags exist for, by machine; PEP 513, 571 and 599 gave names to three of them.
-_OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17, "armv7l": 17}
-_LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
+_ASK = 8000  # blobs in one question, whose line may have 1 MiB
+_BLOCK = 4096  # what a file takes on the board's disk is rounded up to this
+_SPARE = 1 << 20  # for lists, links and the agent's own needs
 
 
 @dataclass(frozen=True)
 class Provisioned:
-    """What became of one runtime: ``state`` is "installed", "unchanged", "present" or "none" (with its reason)."""
+    """What became of one runtime.
+
+    ``state`` is "installed", "would install" (dry run), "unchanged", "present" or "none" (with its reason). ``wheels``
+    is all it is made of. ``bytes_missing`` is what the board lacked of it, ``bytes_sent`` what was sent.
+    """
 
     runtime: str
     state: str
     version: str = ""
     files: int = 0
     bytes: int = 0
+    bytes_missing: int = 0
     bytes_sent: int = 0
     reason: str = ""
+    wheels: list[Pinned] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Platform:
-    """What wheels must fit: the board's machine name, its Python as (major, minor), its glibc's minor version."""
+class Order:
+    """How to provision: ``check`` changes nothing on the board; ``source`` is a folder of wheels, not the index."""
 
-    machine: str
-    python: tuple[int, int]
-    glibc: int
-
-    def tags(self) -> list[str]:
-        """Every platform tag that fits, newest first: pip takes each literally and expands none."""
-        found = []
-        for minor in range(self.glibc, _OLDEST_GLIBC.get(self.machine, 17) - 1, -1):
-            found.append(f"manylinux_2_{minor}_{self.machine}")
-            if minor in _LEGACY and (minor == 17 or self.machine == "x86_64"):  # noqa: PLR2004 - PEP 599 added machines
-                found.append(f"{_LEGACY[minor]}_{self.machine}")
-        return [*found, f"linux_{self.machine}"]
-
-    def __str__(self) -> str:
-        """Render for people."""
-        return f"Python {self.python[0]}.{self.python[1]}, {self.machine}, glibc 2.{self.glibc}"
+    check: bool = False
+    source: Path | None = None
 
 
-def provision(target: Target, client: BoardClient, runtimes: list[str] | None, progress: Progress) -> list[Provisioned]:
+def provision(
+    target: Target, client: BoardClient, runtimes: list[str] | None, progress: Progress, order: Order | None = None
+) -> list[Provisioned]:
     """Give the board these runtimes; all that fit it if None. Does nothing where they are in place already.
 
     Raises:
-        UsageError: no such runtime, or this environment has no pip.
-        BoardError: a runtime that was asked for by name has no wheel for this board, or does not show up on it.
+        UsageError: no such runtime, this environment has no pip, or there is no such folder.
+        BoardError: there is no room on the board; a runtime that was asked for by name has no wheel for it; or one does
+            not show up there.
         LinkError: the package index or the board can't be reached.
     """
-    facts = client.hello().board
+    job = _Job(target, client, progress, order or Order(), strict=bool(runtimes))
     done = []
     for name in runtimes or plugins.names("agent.runtimes"):
-        plugin = plugins.load("agent.runtimes", name)
-        if not plugin.PACKAGES:
+        if not plugins.load("agent.runtimes", name).PACKAGES:
             continue
-        result = _one(name, plugin, target, client, facts, progress)
+        result = job.one(name)
         if result.state == "none" and runtimes:
             raise BoardError(
                 f"no {name} for this board: {result.reason}", f"target {target.name}", "choose another format"
@@ -99,131 +80,102 @@ def provision(target: Target, client: BoardClient, runtimes: list[str] | None, p
     return done
 
 
-def _one(
-    name: str, plugin: ModuleType, target: Target, client: BoardClient, facts: Board, progress: Progress
-) -> Provisioned:
-    have = next((one for one in facts.runtimes if one.name == name and one.version), None)
-    if have and not have.site:
-        return Provisioned(name, "present", have.version or "", reason="installed in the board's own Python")
-    if target.link == "local":
-        fix = f"pip install {plugin.PACKAGES[0]}"
-        return Provisioned(name, "none", reason=f"not in edgepipe's own environment, which is this board ({fix})")
-    platform = platform_of(facts)
-    wanted = plugin.requirements(platform.python, platform.machine)
-    if not wanted:
-        return Provisioned(name, "none", reason=f"nobody publishes it for {platform}")
-    try:
-        with progress.task(f"resolve {name} for {platform}"):
-            folder, files = resolve(wanted, platform)
-    except BoardError as error:
-        return Provisioned(name, "none", reason=error.what)
-    version = _version(files, plugin.PACKAGES)
-    sent = client.push([(folder / file.name, file) for file in files])
-    site = client.site(name, files, version)
-    _check(client, name, target)
-    state = "unchanged" if have and not sent else "installed"
-    return Provisioned(name, state, version, site.files, site.bytes, sent)
+class _Job:
+    """One board and what it said of itself. With ``strict`` a runtime that does not fit is an error."""
+
+    def __init__(self, target: Target, client: BoardClient, progress: Progress, order: Order, *, strict: bool) -> None:
+        self._target, self._client, self._progress, self._order = target, client, progress, order
+        self._strict = strict
+        self._board: Board = client.hello().board
+        with progress.task("look at the board"):
+            self._health: Health = client.doctor()
+
+    def one(self, name: str) -> Provisioned:
+        """Give the board one runtime."""
+        have = next((trial for trial in self._health.trials if trial.runtime == name), None)
+        site = any(runtime.site for runtime in self._board.runtimes if runtime.name == name)
+        if have and have.imports and not site:
+            return Provisioned(name, "present", have.version, reason="installed in the board's own Python")
+        if self._target.link == "local":
+            package = plugins.load("agent.runtimes", name).PACKAGES[0]
+            fix = f"pip install {package}"
+            return Provisioned(name, "none", reason=f"not in edgepipe's own environment, which is this board ({fix})")
+        platform = wheels.platform_of(self._board, self._health.libstdcxx)
+        advice = wheels.advise(name, platform, self._board.isa, wheels.crashed_there(self._health))
+        if advice.wheel is None:
+            return Provisioned(name, "none", reason=advice.reason)
+        if lacking := wheels.missing(advice, self._health):
+            return Provisioned(name, "none", reason=lacking)
+        try:
+            resolved = self._resolve(advice, platform)
+        except BoardError as error:
+            if self._strict:
+                raise
+            return Provisioned(name, "none", reason=error.what)
+        return self._install(name, resolved)
+
+    def _resolve(self, advice: Advice, platform: Platform) -> Resolved:
+        assert advice.wheel
+        wanted = advice.requirements
+        if self._order.source:
+            # Whatever tested version lies there will do.
+            wanted = [advice.tested, *wanted[1:]]
+        with self._progress.task(f"resolve {advice.runtime} for {platform}"):
+            resolved = wheelhouse.resolve(wanted, platform, self._order.source, alone=bool(advice.from_board))
+        for wheel in resolved.wheels:
+            package, _, version = wheel.name.partition(" ")
+            if why := wheels.crash(advice.runtime, package, version, self._board.arch, self._board.isa):
+                raise BoardError(f"{wheel.file} would not run on {self._board.cpu}: {why}", self._target.name)
+        return resolved
+
+    def _install(self, name: str, resolved: Resolved) -> Provisioned:
+        version = _version(name, resolved)
+        files, client = resolved.files, self._client
+        missing = self._room(name, files)
+        size = sum(file.bytes for file in files)
+        if self._order.check:
+            state = "would install" if client.site(name, files, version, dry_run=True).changed else "unchanged"
+            return Provisioned(name, state, version, len(files), size, missing, wheels=resolved.wheels)
+        sent = client.push([(resolved.folder / file.name, file) for file in files])
+        site = client.site(name, files, version)
+        self._confirm(name)
+        state = "installed" if site.changed else "unchanged"
+        return Provisioned(name, state, version, site.files, site.bytes, missing, sent, wheels=resolved.wheels)
+
+    def _room(self, name: str, files: list[FileRef]) -> int:
+        """Bytes the board lacks of these files.
+
+        Raises:
+            BoardError: they don't fit on its disk.
+        """
+        blobs = {file.sha256: file.bytes for file in files}
+        have: dict[str, int] = {}
+        free = 0
+        hashes = list(blobs)
+        for first in range(0, len(hashes), _ASK):
+            status = self._client.status(hashes[first : first + _ASK])
+            have.update(status.have)
+            free = status.free_bytes
+        lacking = {sha: size - have.get(sha, 0) for sha, size in blobs.items() if have.get(sha, 0) < size}
+        taken = sum(-(-size // _BLOCK) * _BLOCK for size in lacking.values()) + _SPARE
+        if lacking and taken > free:
+            raise BoardError(
+                f"no room for {name}: it needs {taken / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free",
+                f"target {self._target.name}",
+                f"edgepipe gc --target {self._target.name}, free space by hand, or choose fewer: --runtime NAME",
+            )
+        return sum(lacking.values())
+
+    def _confirm(self, name: str) -> None:
+        found = next((one for one in self._client.refresh().board.runtimes if one.name == name), None)
+        if not found or not found.version:
+            reason = f": {found.reason}" if found and found.reason else ""
+            raise BoardError(
+                f"{name} was put on the board, which does not find it{reason}", f"target {self._target.name}"
+            )
 
 
-def _check(client: BoardClient, name: str, target: Target) -> None:
-    found = next((one for one in client.refresh().board.runtimes if one.name == name), None)
-    if not found or not found.version:
-        reason = f": {found.reason}" if found and found.reason else ""
-        raise BoardError(f"{name} was put on the board, which does not find it{reason}", f"target {target.name}")
-
-
-def platform_of(board: Board) -> Platform:
-    """What wheels for a board must fit, from what its agent says.
-
-    Raises:
-        BoardError: the board does not run Linux with glibc, or says nothing usable.
-    """
-    digits = board.python.split(".")
-    libc, _, version = board.libc.partition(" ")
-    minor = version.partition(".")[2].partition(".")[0]
-    if libc.lower() != "glibc" or not minor.isdigit() or len(digits) < 2 or not all(d.isdigit() for d in digits[:2]):  # noqa: PLR2004
-        raise BoardError(
-            f"wheels need Linux with glibc, and the board says {board.libc or 'nothing'!r}, Python {board.python!r}",
-            board.hostname or "the board",
-            "install the runtime on the board by its own means",
-        )
-    return Platform(board.arch, (int(digits[0]), int(digits[1])), int(minor))
-
-
-def resolve(requirements: list[str], platform: Platform) -> tuple[Path, list[FileRef]]:
-    """Return a folder with the packages as a board needs them, and its files. Made once, then taken from the cache.
-
-    Raises:
-        BoardError: no set of wheels fits. LinkError: the index can't be reached. UsageError: there is no pip.
-    """
-    key = hashlib.sha256(canonical([sorted(requirements), list(platform.python), platform.tags()])).hexdigest()[:32]
-    folder = paths.cache_home() / "sites" / key
-    found = _cached(folder)
-    if found is not None:
-        return folder, found
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
-    try:
-        _pip(requirements, platform, scratch / "site")
-        files = sorted(_files(scratch / "site"), key=lambda file: file.name)
-        (scratch / "site" / _LIST).write_bytes(canonical([to_dict(file) for file in files]))
-        shutil.rmtree(folder, ignore_errors=True)
-        (scratch / "site").rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder, files
-
-
-def _cached(folder: Path) -> list[FileRef] | None:
-    try:
-        return [from_dict(FileRef, item) for item in json.loads((folder / _LIST).read_bytes())]
-    except (OSError, ValueError, EdgepipeError):
-        return None
-
-
-def _files(folder: Path) -> Iterator[FileRef]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in _LEFT_OUT_FOLDERS]
-        for name in names:
-            path = Path(parent) / name
-            if path.suffix in _LEFT_OUT_SUFFIXES or path.is_symlink():
-                continue
-            data = path.read_bytes()
-            yield FileRef(path.relative_to(folder).as_posix(), hashlib.sha256(data).hexdigest(), len(data))
-
-
-def _version(files: list[FileRef], packages: tuple[str, ...]) -> str:
-    """Name the distribution that provides the runtime, e.g. "onnxruntime 1.31.1", by its dist-info folder."""
-    folders = {file.name.partition("/")[0] for file in files}
-    for package in packages:
-        for folder in sorted(folders):
-            name, _, version = folder.removesuffix(".dist-info").rpartition("-")
-            if folder.endswith(".dist-info") and name.lower().replace("_", "-") == package.lower().replace("_", "-"):
-                return f"{package} {version}"
-    return ""
-
-
-def _pip(requirements: list[str], platform: Platform, folder: Path) -> None:
-    argv = [sys.executable, "-m", "pip", "install", "--target", str(folder), "--no-compile", "--only-binary=:all:"]
-    argv += ["--implementation", "cp", "--python-version", f"{platform.python[0]}.{platform.python[1]}"]
-    argv += [part for tag in platform.tags() for part in ("--platform", tag)]
-    argv += ["--no-input", "--disable-pip-version-check", "--no-warn-script-location", "--quiet", "--retries", "2"]
-    done = LocalLink(sys.executable, "").run([*argv, "--", *requirements], deadline=_PIP_SECONDS)
-    if done.status:
-        raise _pip_error(done.stderr.decode("utf-8", "replace"), requirements, platform)
-
-
-def _pip_error(said: str, requirements: list[str], platform: Platform) -> EdgepipeError:
-    text = printable(said).strip()
-    last = next((line for line in reversed(text.splitlines()) if line.startswith("ERROR")), text[-300:])
-    if "No module named pip" in text:
-        return UsageError("this environment has no pip", sys.executable, f"{sys.executable} -m ensurepip")
-    if any(
-        sign in text for sign in ("Retrying (", "ConnectionError", "NewConnectionError", "ReadTimeoutError", "SSLError")
-    ):
-        return LinkError(
-            "this machine can't reach its Python package index", "pip", "check its network and pip's settings"
-        )
-    if "No matching distribution" in text or "ResolutionImpossible" in text or "Could not find a version" in text:
-        return BoardError(f"no wheels of {', '.join(requirements)} fit {platform}", "pip", last[:300])
-    return BoardError(f"pip failed: {last[:300]}", "pip", "run the same with pip by hand")
+def _version(runtime: str, resolved: Resolved) -> str:
+    """Name the distribution that provides the runtime, e.g. "onnxruntime 1.31.1"."""
+    packages = plugins.load("agent.runtimes", runtime).PACKAGES
+    return next((wheel.name for wheel in resolved.wheels if wheel.name.partition(" ")[0] in packages), "")

@@ -77,13 +77,14 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime on the board. ``site`` is true where it has a folder of its own; ``reason`` says why it is unusable."""
+    """A runtime on the board; ``site``: in its own folder; ``reason``: why it is unusable; ``tag``: of its wheel."""
 
     name: str
     version: Optional[str] = None
     package: str = ""
     site: bool = False
     reason: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True)

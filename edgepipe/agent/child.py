@@ -1,9 +1,9 @@
 """The process a runtime lives in: one job in, one result out, then it ends.
 
-The job is a JSON object on stdin: ``kind`` (bench, infer or check), ``runtime``, ``site``, ``model`` (path of the main
-file), ``artifact``, ``options``, ``inputs`` (path of an .npz or null), ``scratch``, ``parent`` (pid), and what the kind
-needs. Phases and the result go as JSON lines to the file descriptor named on the command line. Whatever the runtime
-prints goes to stderr.
+The job is a JSON object on stdin: ``kind`` (bench, infer, check or import), ``runtime``, ``site``, ``model`` (path of
+the main file), ``artifact``, ``options``, ``inputs`` (path of an .npz or null), ``scratch``, ``parent`` (pid), and what
+the kind needs. Phases and the result go as JSON lines to the file descriptor named on the command line. Whatever the
+runtime prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -177,8 +177,15 @@ def _check(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     return {"max_abs": feeds.max_abs(outputs, job["golden"]), "samples": samples, "runtime_version": opened.version}
 
 
+def _import(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
+    """Import the runtime, no more."""
+    phase("import")
+    return {"version": runtimes.find(job["runtime"]).version()}
+
+
 _KINDS: Dict[str, Callable[[Dict[str, Any], Phase], Dict[str, Any]]] = {
     "bench": _bench,
     "infer": _infer,
     "check": _check,
+    "import": _import,
 }

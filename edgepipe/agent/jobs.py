@@ -48,6 +48,15 @@ class Jobs:
                 "runtime_version": done["runtime_version"],
             }
 
+    def try_import(self, runtime: str, deadline: float) -> str:
+        """Import a runtime in a child, and return the version it says it has.
+
+        Raises:
+            KilledError: that killed the child. BoardError: it can't be imported. DeadlineError: it takes too long.
+        """
+        with _Scratch(self._store.path("tmp")) as scratch:
+            return str(self._run({"kind": "import", "runtime": runtime, "scratch": scratch}, deadline)["version"])
+
     def selftest(self, manifest: Manifest, deadline: float) -> None:
         """Run the golden inputs of a staged release.
 
@@ -141,7 +150,7 @@ class Jobs:
 
     def _run(self, job: Dict[str, Any], deadline: float) -> Dict[str, Any]:
         return worker.run(
-            job,
+            dict(job, sysfs_root=self._root),
             site=sites.path(self._store, job["runtime"]),
             deadline=deadline,
             cancelled=self._cancelled,

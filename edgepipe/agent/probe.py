@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import subprocess
 import sys
 from typing import Dict, Iterator, List, Optional, Tuple
 
@@ -34,6 +36,7 @@ _PARTS = {
     (0x4E, 0x003): "Denver 2",
     (0x4E, 0x004): "Carmel",
 }
+_LOADER_SECONDS = 5.0
 _DISTRIBUTION = re.compile(r"(?P<name>.+?)-(?P<version>[0-9][^-]*)(?:-.*)?\.(?:dist|egg)-info\Z")
 
 
@@ -49,7 +52,7 @@ def board(sites: Dict[str, str], sysfs_root: str = "/") -> Board:
         os=_os_name(sysfs_root),
         kernel=clean(uname.release, 100),
         python="{}.{}.{}".format(*sys.version_info[:3]),
-        libc=_libc(),
+        libc=_libc(sysfs_root),
         model=model(sysfs_root),
         hostname=clean(uname.nodename, 100),
         governor=state.governor(sysfs_root),
@@ -106,11 +109,27 @@ def _os_name(sysfs_root: str) -> str:
     return clean(match.group(1), 100) if match else os.uname().sysname
 
 
-def _libc() -> str:
+def _libc(sysfs_root: str) -> str:
+    """The C library this Python runs on, e.g. ``glibc 2.36`` or ``musl 1.2``."""
     try:
-        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+        return os.confstr("CS_GNU_LIBC_VERSION") or _musl(sysfs_root)
     except (ValueError, OSError):
-        return ""
+        return _musl(sysfs_root)
+
+
+def _musl(sysfs_root: str) -> str:
+    """The version of musl, which its loader prints when it is run alone. Empty where there is no musl."""
+    for path in sorted(glob.glob(os.path.join(sysfs_root, "lib/ld-musl-*.so.1"))):
+        try:
+            said = subprocess.run(
+                [path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=_LOADER_SECONDS, check=False
+            ).stderr
+        except (OSError, subprocess.SubprocessError):
+            continue
+        match = re.search(rb"^Version (\d{1,2}\.\d{1,2})", said, re.MULTILINE)
+        if match:
+            return f"musl {match.group(1).decode()}"
+    return ""
 
 
 def model(sysfs_root: str = "/") -> str:
@@ -152,16 +171,26 @@ def runtime(name: str, site: Optional[str]) -> Runtime:
     if not packages:
         return Runtime(name=name, version=runtimes.find(name).version())
     for folder in [site] if site else [path for path in sys.path if os.path.isdir(path)]:
-        found = dict(_distributions(folder))
+        found = dict(distributions(folder))
         for package in packages:
             if package in found:
-                return Runtime(name=name, version=found[package], package=package, site=bool(site))
+                return Runtime(name, found[package], package, bool(site), tag=_tag(folder, package))
     if site:
         return runtime(name, None)
     return Runtime(name=name, reason=f"not installed: looked for {', '.join(packages)}")
 
 
-def _distributions(folder: str) -> Iterator[Tuple[str, str]]:
+def _tag(folder: str, package: str) -> str:
+    """The tags of the wheel a package came from, as its own metadata lists them; empty where it does not."""
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.dist-info", "WHEEL")):
+        name = os.path.basename(os.path.dirname(path)).partition("-")[0]
+        if re.sub(r"[-_.]+", "-", name).lower() == package:
+            found = re.findall(r"^Tag: *([\w.-]{1,100})$", read_text(path) or "", re.MULTILINE)
+            return " ".join(found)[:300]
+    return ""
+
+
+def distributions(folder: str) -> Iterator[Tuple[str, str]]:
     """Names (with dashes, lower case) and versions of the packages installed in a folder."""
     try:
         names = os.listdir(folder)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from typing import List, Optional, Set
 
 from edgepipe.agent.store import Store, check_name
@@ -36,13 +37,22 @@ def check_path(text: str) -> str:
 
 
 def path(store: Store, runtime: str) -> Optional[str]:
-    """The folder of a runtime's site, or None if it has none."""
+    """The folder of a runtime's site, else of its virtual environment's packages, or None if it has neither.
+
+    Virtual environments are made by ansible/ where boards have a network: ``venvs/<runtime>``.
+    """
     folder = store.path("sites", check_name(runtime))
-    return os.path.realpath(folder) if os.path.isfile(os.path.join(folder, _LIST)) else None
+    if os.path.isfile(os.path.join(folder, _LIST)):
+        return os.path.realpath(folder)
+    own = "python{}.{}".format(*sys.version_info[:2])
+    packages = store.path("venvs", runtime, "lib", own, "site-packages")
+    return packages if os.path.isdir(packages) else None
 
 
-def install(store: Store, runtime: str, files: List[FileRef], note: str) -> int:
-    """Make ``sites/<runtime>`` of these files, whole or not; the one before is removed. Returns the bytes of all.
+def install(store: Store, runtime: str, files: List[FileRef], note: str, dry_run: bool = False) -> bool:
+    """Make ``sites/<runtime>`` of these files, whole or not; the one before is removed.
+
+    Returns whether that changes anything; with ``dry_run`` nothing is done, and no blob need be here.
 
     Raises:
         IntegrityError: a name or blob is not good.
@@ -55,14 +65,15 @@ def install(store: Store, runtime: str, files: List[FileRef], note: str) -> int:
         {"note": note[:200], "files": [to_dict(ref) for ref in sorted(files, key=lambda ref: ref.name)]}
     )
     folder = store.path("sites", f".{runtime}-{hashlib.sha256(content).hexdigest()[:16]}")
-    if os.path.realpath(link) != os.path.realpath(folder) or not os.path.isfile(os.path.join(folder, _LIST)):
+    here = os.path.realpath(link) == os.path.realpath(folder) and os.path.isfile(os.path.join(folder, _LIST))
+    if not here and not dry_run:
         _build(store, folder, files, content)
         store.disk.remove(link + ".new")
         store.disk.symlink(os.path.basename(folder), link + ".new")
         store.disk.rename(link + ".new", link)
         store.disk.sync(store.path("sites"))
         tidy(store)
-    return sum(ref.bytes for ref in files)
+    return not here
 
 
 def _build(store: Store, folder: str, files: List[FileRef], content: bytes) -> None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from edgepipe.agent import lock, probe, sites
+from edgepipe.agent import health, lock, probe, runtimes, sites
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.store import Store
@@ -129,13 +129,14 @@ class Site:
     runtime: str
     files: List[FileRef]
     note: str = ""
+    dry_run: bool = False
 
 
 def hello(session: Session, args: Hello) -> Answer:
     """Facts of the board; quick, since no runtime is imported."""
     session.owner = clean(args.owner, 128) or "unknown"
     links = session.releases.links()
-    found = {name: sites.path(session.store, name) for name in session.store.listing("sites")}
+    found = {name: sites.path(session.store, name) for name in runtimes.names()}
     board = probe.board({name: path for name, path in found.items() if path}, session.sysfs_root)
     return Answer(
         {
@@ -148,6 +149,11 @@ def hello(session: Session, args: Hello) -> Answer:
             "previous": links.previous,
         }
     )
+
+
+def doctor(session: Session, _args: Nothing) -> Answer:
+    """Look at the board closely. It holds the lock: imports would disturb a measurement."""
+    return Answer(to_dict(health.examine(session.store, session.jobs, session.sysfs_root)))
 
 
 def status(session: Session, args: Status) -> Answer:
@@ -243,9 +249,9 @@ def collect(session: Session, args: Collect) -> Answer:
 
 
 def site(session: Session, args: Site) -> Answer:
-    """Put a runtime's packages in place."""
-    size = sites.install(session.store, args.runtime, args.files, args.note)
-    return Answer({"files": len(args.files), "bytes": size})
+    """Put a runtime's packages in place, or say whether that would change anything."""
+    changed = sites.install(session.store, args.runtime, args.files, args.note, args.dry_run)
+    return Answer({"files": len(args.files), "bytes": sum(ref.bytes for ref in args.files), "changed": changed})
 
 
 class Verb(NamedTuple):
@@ -258,6 +264,7 @@ class Verb(NamedTuple):
 
 VERBS: Dict[str, Verb] = {
     "hello": Verb(Hello, hello, False),
+    "doctor": Verb(Nothing, doctor, True),
     "status": Verb(Status, status, False),
     "put": Verb(Put, put, False),
     "get": Verb(Get, get, False),

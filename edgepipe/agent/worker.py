@@ -47,6 +47,14 @@ class CancelledError(LinkError):
     """The job was stopped since nobody waits for it any more."""
 
 
+class KilledError(BoardError):
+    """A signal ended the child: ``signal`` is its name, e.g. ``SIGILL``."""
+
+    def __init__(self, signal_name: str, what: str, where: str, fix: str = "") -> None:
+        super().__init__(what, where, fix)
+        self.signal = signal_name
+
+
 def command() -> List[str]:
     """The command that starts this same agent again: the zipapp it runs from, or the installed package."""
     root = _package_root()
@@ -198,12 +206,12 @@ class _Child:
         try:
             kind = signal.Signals(-code)
         except ValueError:
-            return BoardError(
-                f"{self._runtime()} was killed by signal {-code} during {self.phase}{said}", self._where()
-            )
+            what = f"{self._runtime()} was killed by signal {-code} during {self.phase}{said}"
+            return KilledError(str(-code), what, self._where())
         cause, fix = _CAUSES.get(kind, ("stopped from outside", "run it again"))
-        what = f"{self._runtime()} was killed by {kind.name} during {self.phase} on {probe.cpu_name()}: {cause}{said}"
-        return BoardError(what, self._where(), fix)
+        cpu = probe.cpu_name(self.job.get("sysfs_root", "/"))
+        what = f"{self._runtime()} was killed by {kind.name} during {self.phase} on {cpu}: {cause}{said}"
+        return KilledError(kind.name, what, self._where(), fix)
 
     def _failure(self, error: Dict[str, str]) -> EdgepipeError:
         """The error the child itself sent, with where it happened."""
@@ -219,15 +227,17 @@ class _Child:
         )
 
     def _runtime(self) -> str:
+        """The runtime by the name and version of its package, as a user would pin it."""
         name = str(self.job.get("runtime", "runtime"))
         found = probe.runtime(name, self.job.get("site"))
-        return f"{name} {found.version}" if found.version else name
+        return f"{found.package or name} {found.version}" if found.version else name
 
     def _said(self) -> str:
         return self.tail.decode("utf-8", "replace")
 
     def _where(self) -> str:
-        return f"{os.path.basename(str(self.job.get('model', '')))} on {os.uname().nodename}"
+        model = os.path.basename(str(self.job.get("model", "")))
+        return f"{model} on {os.uname().nodename}" if model else os.uname().nodename
 
     def kill(self) -> None:
         """End the child and all it started, whatever they do; then close the streams."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,12 @@ def command(
     runtime: Annotated[
         str, typer.Option("--runtime", help="Runtimes, comma separated; all that fit the board if left out.")
     ] = "",
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what would be done, and change nothing on the board.")
+    ] = False,
+    wheelhouse: Annotated[
+        str, typer.Option("--wheelhouse", help="Take wheels from this folder alone: for a host without a network.")
+    ] = "",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -22,8 +29,9 @@ def command(
     from edgepipe import bench, board, provision, targets
 
     wanted = list(options.names(runtime, "--runtime")) if runtime else None
+    order = provision.Order(check, Path(wheelhouse).expanduser() if wheelhouse else None)
     place = targets.load(target, host or None)
     with console.open_progress(quiet=quiet) as progress, board.connect(place, bench.owner(), progress) as client:
-        result = provision.provision(place, client, wanted, progress)
+        result = provision.provision(place, client, wanted, progress, order)
     if json:
-        options.emit({"schema": "edgepipe.provision/1", "target": target, "runtimes": result})
+        options.emit({"schema": "edgepipe.provision/1", "target": target, "check": check, "runtimes": result})

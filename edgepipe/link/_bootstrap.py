@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import BoardError, EdgepipeError, IntegrityError
@@ -15,67 +17,13 @@ _LINE_BYTES = 64 << 10
 _NOT_FOUND = 127
 _NOT_RUNNABLE = 126
 
-# Runs on any Python 3: old syntax alone. It says one line of JSON, "need" or "run" (or "old", "error"), then becomes
-# the agent. The file is trusted for its hash, so a torn or foreign one is sent again and never run.
-_CODE = """\
-import os, sys
-def say(key, value):
-    import json
-    os.write(1, (json.dumps({key: value}) + "\\n").encode())
-def whole(data):
-    import hashlib
-    return hashlib.sha256(data).hexdigest() == sys.argv[2]
-def have(path):
-    try:
-        with open(path, "rb") as f:
-            return whole(f.read())
-    except (IOError, OSError):
-        return False
-def take(path):
-    line = b""
-    while not line.endswith(b"\\n"):
-        byte = os.read(0, 1)
-        if not byte or len(line) > 9:
-            sys.exit(3)
-        line += byte
-    left, parts = int(line), []
-    while left:
-        part = os.read(0, left)
-        if not part:
-            sys.exit(3)
-        left -= len(part)
-        parts.append(part)
-    data = b"".join(parts)
-    if not whole(data):
-        say("error", "the agent arrived damaged")
-        sys.exit(3)
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        os.makedirs(folder, 0o700)
-    new = "%s.%d" % (path, os.getpid())
-    with open(new, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.rename(new, path)
-    fd = os.open(folder, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-if sys.version_info < (3, 8):
-    say("old", "%d.%d" % sys.version_info[:2])
-    sys.exit(3)
-try:
-    root = os.path.expanduser(sys.argv[1])
-    path = os.path.join(root, "agent", sys.argv[2] + ".pyz")
-    if not have(path):
-        say("need", sys.argv[2])
-        take(path)
-    say("run", sys.argv[2])
-    os.execv(sys.executable, [sys.executable, path, "serve", "--root", root])
-except (IOError, OSError) as e:
-    say("error", str(e))
-    sys.exit(3)
-"""
+_CODE = Path(__file__).with_name("start.txt")
+
+
+@functools.cache
+def start_code() -> str:
+    """The program that starts the agent on a board; what it does stands at its head."""
+    return "".join(line for line in _CODE.read_text("ascii").splitlines(keepends=True) if not line.startswith("#"))
 
 
 def start_agent(link: Link, agent: bytes, sha256: str, deadline: float) -> Channel:
@@ -85,7 +33,7 @@ def start_agent(link: Link, agent: bytes, sha256: str, deadline: float) -> Chann
         BoardError: no Python, one older than 3.8, or no place to write. LinkError, DeadlineError: no answer.
     """
     until = time.monotonic() + deadline
-    channel = link.open([link.python, "-I", "-S", "-c", _CODE, link.root, sha256])
+    channel = link.open([link.python, "-I", "-S", "-c", start_code(), link.root, sha256])
     try:
         _meet(channel, agent, sha256, until, link.describe())
     except BoardError as error:

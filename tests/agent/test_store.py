@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -199,7 +200,12 @@ def test_a_site_is_put_in_place_whole_and_its_blobs_are_kept(agent, tools):
     files = {"pkg/__init__.py": b"VERSION = 1\n", "pkg/sub/data+1.bin": b"\0" * 10, "pkg-1.0.dist-info/METADATA": b"x"}
     agent.push(*files.values())
     refs = [FileRef(name, tools.sha(data), len(data)) for name, data in files.items()]
-    assert agent.good("site", runtime="onnxruntime", files=refs, note="pkg 1.0") == {"files": 3, "bytes": 23}
+    asked = {"runtime": "onnxruntime", "files": refs, "note": "pkg 1.0"}
+    assert agent.good("site", **asked, dry_run=True) == {"files": 3, "bytes": 23, "changed": True}
+    assert not list((agent.root / "sites").iterdir())
+    assert agent.good("site", **asked) == {"files": 3, "bytes": 23, "changed": True}
+    for again in ({}, {"dry_run": True}):
+        assert agent.good("site", **asked, **again)["changed"] is False
     agent.good("gc")
     for name, data in files.items():
         assert (agent.root / "sites" / "onnxruntime" / name).read_bytes() == data
@@ -224,6 +230,23 @@ def test_runtimes_are_found_in_their_site_first(agent, tools):
     )
     found = {runtime["name"]: runtime for runtime in agent.good("hello", owner="x")["board"]["runtimes"]}
     assert found["onnxruntime"]["version"] == "9.9.9" and found["onnxruntime"]["site"]
+
+
+def test_a_virtual_environment_counts_where_there_is_no_site(agent, tools):
+    own = "python{}.{}".format(*sys.version_info[:2])
+    packages = agent.root / "venvs" / "onnxruntime" / "lib" / own / "site-packages"
+    (packages / "onnxruntime-8.8.8.dist-info").mkdir(parents=True)
+
+    def version():
+        found = {runtime["name"]: runtime for runtime in agent.good("hello", owner="x")["board"]["runtimes"]}
+        return found["onnxruntime"]["version"]
+
+    assert version() == "8.8.8"
+    data = b"Name: onnxruntime"
+    agent.push(data)
+    ref = FileRef("onnxruntime-9.9.9.dist-info/METADATA", tools.sha(data), len(data))
+    agent.good("site", runtime="onnxruntime", files=[ref])
+    assert version() == "9.9.9"
 
 
 def test_a_failed_self_test_leaves_the_old_release_and_is_redone(agent, tools, tmp_path):

@@ -19,6 +19,7 @@ VERBS = (
     "status",
     "rollback",
     "gc",
+    "doctor",
     "provision",
     "targets",
     "report",

@@ -1,7 +1,8 @@
 """Runtimes a board may have, a file each. The file's name is the runtime's name.
 
-A runtime file has ``FORMATS`` (formats it runs), ``PACKAGES`` (distributions, the first one found is used),
-``requirements(python, machine)`` (pip pins, empty where no wheel exists), ``version()`` and
+A runtime file has ``FORMATS`` (formats it runs), ``PACKAGES`` (distributions, the first one found is used), ``WHEELS``
+(ways to get it by pip, the first that fits a board is used), ``CRASHES`` (versions known to die on a kind of CPU),
+``arithmetic(machine, isa, package)`` (what int8 and int4 do there), ``version()`` and
 ``load(path, options, artifact) -> Session``.
 """
 

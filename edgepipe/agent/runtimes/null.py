@@ -9,17 +9,20 @@ import json
 import time
 from typing import Any, Callable, Dict, List, Tuple
 
+from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.schema import Artifact, RunOptions
 
 FORMATS: Tuple[str, ...] = ("null",)
 PACKAGES: Tuple[str, ...] = ()
+WHEELS: Tuple[Wheel, ...] = ()
+CRASHES: Tuple[Crash, ...] = ()
 NEEDS_NUMPY = False
 _VERSION = "1"
 
 
-def requirements(python: Tuple[int, int], machine: str) -> List[str]:  # noqa: ARG001 - as all runtimes
-    """It needs no package."""
-    return []
+def arithmetic(machine: str, isa: List[str], package: str) -> Arithmetic:  # noqa: ARG001 - as all runtimes
+    """It computes nothing."""
+    return Arithmetic("green", "none", "none")
 
 
 def version() -> str:

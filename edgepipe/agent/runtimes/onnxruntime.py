@@ -6,11 +6,17 @@ import json
 import os
 from typing import Any, Callable, Dict, List, Tuple
 
+from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.agent.precision import describe
 from edgepipe.schema import Artifact, RunOptions
 
 FORMATS: Tuple[str, ...] = ("onnx",)
 PACKAGES: Tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu")
+WHEELS: Tuple[Wheel, ...] = (Wheel("onnxruntime<=1.31.1"),)
+CRASHES: Tuple[Crash, ...] = (
+    # Raspberry Pi 3 and 4 (Cortex-A53, A72): 1.20.1 and 1.21.1 run, 1.21.0 runs from Armv8.1 on (atomics).
+    Crash("onnxruntime==1.21.0", "aarch64", "atomics", "https://github.com/microsoft/onnxruntime/issues/23957"),
+)
 
 _PROVIDERS = ["CPUExecutionProvider"]
 # Conversions between precisions are no part of the model's arithmetic.
@@ -20,13 +26,29 @@ _BLOCK_OPS = {"MatMulNBits", "GatherBlockQuantized"}
 _NAMES = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "double": "float64"}
 
 
-def requirements(python: Tuple[int, int], machine: str) -> List[str]:
-    """Pins of the newest wheel for a Python and machine; empty where there is none (32-bit)."""
-    if machine not in ("x86_64", "aarch64") or python < (3, 8):
-        return []
-    if python < (3, 10):
-        return ["onnxruntime==1.19.2"]
-    return ["onnxruntime==1.23.2" if python < (3, 11) else "onnxruntime==1.31.1"]
+def arithmetic(machine: str, isa: List[str], package: str) -> Arithmetic:  # noqa: ARG001 - as all runtimes
+    """What its MLAS kernels do with integers on a CPU: they are chosen by what cpuinfo finds there."""
+    if machine == "aarch64":
+        if "asimddp" in isa:
+            kind = "8-bit matrix products (i8mm)" if "i8mm" in isa else "8-bit dot products (asimddp)"
+            return Arithmetic("green", kind, "fast: its 4-bit kernels stand on the dot product")
+        # https://github.com/microsoft/onnxruntime/issues/20052
+        return Arithmetic(
+            "yellow",
+            "no dot product: products are widened to 16 bits, which may be slower than float32",
+            "saves size, not time",
+            "measure int8 beside float32 before you choose",
+        )
+    if "avx512_vnni" in isa or "avx_vnni" in isa:
+        return Arithmetic("green", "exact 8-bit dot products (VNNI)", "fast")
+    if "avx2" in isa:
+        return Arithmetic(
+            "yellow",
+            "AVX2 without VNNI: 16-bit sums may saturate, which costs accuracy",
+            "AVX2 kernels",
+            "take accuracy on the board (edgepipe deploy does), or quantise with reduce_range",
+        )
+    return Arithmetic("yellow", "neither VNNI nor AVX2: slow", "slow", "stay with float32")
 
 
 def version() -> str:

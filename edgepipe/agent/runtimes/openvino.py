@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Tuple
 
+from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.agent.precision import describe
 from edgepipe.schema import Artifact, RunOptions
 
 FORMATS: Tuple[str, ...] = ("openvino",)
 PACKAGES: Tuple[str, ...] = ("openvino",)
+WHEELS: Tuple[Wheel, ...] = (Wheel("openvino<=2026.4.1"),)
+CRASHES: Tuple[Crash, ...] = ()
 
 _DEVICE = "CPU"
 _NAMES = {
@@ -35,13 +38,20 @@ _NO_ARITHMETIC = {
 }
 
 
-def requirements(python: Tuple[int, int], machine: str) -> List[str]:
-    """Pins of the newest wheel for a Python and machine; empty where there is none (32-bit)."""
-    if machine not in ("x86_64", "aarch64") or python < (3, 8):
-        return []
-    if python < (3, 9):
-        return ["openvino==2024.4.0"]
-    return ["openvino==2025.3.0" if python < (3, 10) else "openvino==2026.4.1"]
+def arithmetic(machine: str, isa: List[str], package: str) -> Arithmetic:  # noqa: ARG001 - as all runtimes
+    """What its CPU plug-in does with integers: documented as quantised on x86-64, as fp16 on Arm."""
+    if machine == "aarch64":
+        half = "fp16" if "asimdhp" in isa else "float32"
+        return Arithmetic(
+            "yellow",
+            f"may run in {half}: its documentation lists quantised execution for x86-64 only",
+            "weights are unpacked: saves size, not time",
+            "see which precision a bench says was executed, before you count on int8",
+        )
+    if "avx512_vnni" in isa or "avx_vnni" in isa:
+        return Arithmetic("green", "8-bit dot products (VNNI)", "weights are unpacked: saves size and memory traffic")
+    kind = "AVX2 without VNNI: a small gain" if "avx2" in isa else "neither VNNI nor AVX2: slow"
+    return Arithmetic("yellow", kind, "weights are unpacked: saves size, not time", "measure int8 beside float32 first")
 
 
 def version() -> str:

@@ -5,25 +5,50 @@ from __future__ import annotations
 import importlib
 from typing import Any, Callable, Dict, List, Tuple
 
+from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.agent.precision import describe
 from edgepipe.schema import Artifact, RunOptions
 
 FORMATS: Tuple[str, ...] = ("tflite",)
 PACKAGES: Tuple[str, ...] = ("ai-edge-litert", "tflite-runtime", "tensorflow")
+WHEELS: Tuple[Wheel, ...] = (
+    Wheel("ai-edge-litert<=2.3.0"),
+    # It was built for numpy 1: with numpy 2 it imports, and fails later ("_ARRAY_API not found"). No 32-bit machine has
+    # another TFLite wheel; for Python 3.11: https://github.com/tensorflow/tensorflow/issues/60115
+    Wheel("tflite-runtime<=2.14.0", ("numpy<2",)),
+)
+CRASHES: Tuple[Crash, ...] = (
+    # Built with -mfpu=neon-vfpv4: https://github.com/tensorflow/tensorflow/issues/39957
+    Crash("tflite-runtime", "armv7l", "vfpv4", "https://github.com/tensorflow/tensorflow/issues/39957"),
+    Crash("tflite-runtime", "armv7l", "neon", "https://github.com/tensorflow/tensorflow/issues/39957"),
+)
 
 _MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
 _CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
 _QUANTISED = {"int4", "int8", "uint8", "int16"}
 
 
-def requirements(python: Tuple[int, int], machine: str) -> List[str]:
-    """Pins of the newest wheel for a Python and machine; empty where there is none."""
-    if python >= (3, 9) and machine in ("x86_64", "aarch64"):
-        return ["ai-edge-litert==2.1.0" if python < (3, 10) else "ai-edge-litert==2.3.0"]
-    if (3, 8) <= python <= (3, 11) and machine in ("x86_64", "aarch64", "armv7l"):
-        # It was built for numpy 1: with numpy 2 it imports, and fails later.
-        return ["tflite-runtime==2.14.0", "numpy<2"]
-    return []
+def arithmetic(machine: str, isa: List[str], package: str) -> Arithmetic:
+    """What its XNNPACK kernels do with integers on a CPU."""
+    fast = machine == "aarch64" and "asimddp" in isa
+    int4 = "fast" if fast else "unpacked to 8 bits: saves size, not time"
+    if package == "tflite-runtime":
+        # "Type not currently supported", or NaN without a word.
+        int4 = "not supported by tflite-runtime"
+    if fast:
+        kind = "8-bit matrix products (i8mm)" if "i8mm" in isa else "8-bit dot products (asimddp)"
+        return Arithmetic("green", kind, int4)
+    if machine in ("aarch64", "armv7l"):
+        return Arithmetic(
+            "yellow",
+            "no dot product: products are widened to 16 bits, so int8 gains less",
+            int4,
+            "measure int8 beside float32 before you choose",
+        )
+    if "avx512_vnni" in isa or "avx_vnni" in isa:
+        return Arithmetic("green", "8-bit dot products (VNNI)", int4)
+    kind = "AVX2: products are widened to 16 bits, exact" if "avx2" in isa else "no AVX2: slow"
+    return Arithmetic("green" if "avx2" in isa else "yellow", kind, int4, "" if "avx2" in isa else "measure it first")
 
 
 def _module() -> Any:
