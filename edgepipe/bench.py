@@ -8,23 +8,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepipe import cache, measurement, paths, plugins
+from edgepipe import cache, measurement, metering, paths, plugins
+from edgepipe.agent.power import ON_HOST
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import portable
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, GateError, LinkError, UsageError
-from edgepipe.schema import Artifact, Board, Manifest, Measurement, Plan, RunOptions
+from edgepipe.schema import Artifact, Board, Manifest, Measurement, Plan, RawRun, RunOptions
 
 if TYPE_CHECKING:
     from edgepipe.board import BoardClient
     from edgepipe.data import Dataset
+    from edgepipe.link._protocol import OnProgress
     from edgepipe.link._push import Source
     from edgepipe.progress import Progress
 
 # Lengths follow the least sample counts of MLPerf's early stopping (confidence 0.99): 130 for p95, 662 for p99.
 PROFILES = {
-    "quick": Plan("quick", min_seconds=10.0, min_samples=130, deadline_seconds=600.0),
-    "standard": Plan("standard", processes=5, min_seconds=60.0, min_samples=662, deadline_seconds=1800.0),
-    "mlperf": Plan("mlperf", processes=1, min_seconds=600.0, min_samples=1024, deadline_seconds=3600.0),
+    "quick": Plan("quick", min_seconds=10.0, min_samples=130, deadline_seconds=600.0, idle_seconds=5.0),
+    "standard": Plan(
+        "standard", processes=5, min_seconds=60.0, min_samples=662, deadline_seconds=1800.0, idle_seconds=10.0
+    ),
+    "mlperf": Plan(
+        "mlperf", processes=1, min_seconds=600.0, min_samples=1024, deadline_seconds=3600.0, idle_seconds=10.0
+    ),
 }
 
 
@@ -73,7 +79,7 @@ def measure(
     title = f"measure {manifest.name} ({how.profile}, {options.threads} threads)".replace("1 threads", "1 thread")
     try:
         with progress.task(title, "s") as task:
-            raw = client.bench(manifest, how, options, inputs, task.update)
+            raw = _timed(client, manifest, how, options, inputs, task.update)
     except LinkError:
         raise
     except DeadlineError as error:
@@ -84,6 +90,24 @@ def measure(
         measurement.conclude(raw, how, options),
         raw=measurement.keep_raw(paths.data_home() / "raw", raw),
     )
+
+
+def _timed(
+    client: BoardClient, manifest: Manifest, how: Plan, options: RunOptions, inputs: str | None, update: OnProgress
+) -> RawRun:
+    """Time a release while its power is read, by the board itself or by this host."""
+    meter = client.target.meter
+    if not meter.on_host:
+        return client.bench(manifest, how, options, inputs, update, meter.name, meter.rail)
+    with metering.Watch(meter) as watch:
+        before = metering.offset(client.clock)
+        plan = how if watch.reads else replace(how, idle_seconds=0.0)
+        raw = client.bench(manifest, plan, options, inputs, update, ON_HOST)
+        try:
+            after = metering.offset(client.clock)
+        except LinkError:  # what was measured is whole; the clocks were held against each other once
+            after = before
+    return watch.into(raw, before, after)
 
 
 def check_runtimes(board: Board, formats: list[str], target: str) -> None:

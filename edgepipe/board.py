@@ -104,6 +104,13 @@ class Verified:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """The board's monotonic clock, in s."""
+
+    monotonic: float
+
+
+@dataclass(frozen=True)
 class Freed:
     """What a collection removed."""
 
@@ -271,16 +278,26 @@ class BoardClient:
         options: RunOptions,
         inputs: str | None = None,
         on_progress: OnProgress | None = None,
+        meter: str = "",
+        rail: str = "",
     ) -> RawRun:
-        """Time a release: one just pushed (its manifest), one the board holds (its id), or the active one (None)."""
+        """Time a release: one just pushed (its manifest), one the board holds (its id), or the active one (None).
+
+        ``meter`` is the meter the board reads meanwhile, the best it has if empty; see the agent's `power.ON_HOST`.
+        """
         args: dict[str, Any] = {"plan": to_dict(plan), "options": to_dict(options), "inputs": inputs}
+        args |= {"meter": meter, "rail": rail}
         if isinstance(manifest, Manifest):
             args["manifest"] = to_dict(manifest)
         else:
             args["release"] = manifest
-        deadline = plan.deadline_seconds + self.times.margin
+        deadline = plan.deadline_seconds + plan.idle_seconds + self.times.margin
         result, _ = self._exchange("bench", args, deadline, limit=_protocol.LONG_LINE, on_event=on_progress)
         return self._read(RawRun, result)
+
+    def clock(self) -> float:
+        """Ask for the board's monotonic clock, in s."""
+        return self._ask("clock", {}, Clock, self.times.quick).monotonic
 
     def rollback(self) -> Release:
         """Make the previous release the active one; nothing is sent."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepipe import codec, stats
+from edgepipe import codec, energy, stats
 from edgepipe.errors import EdgepipeError, IntegrityError
 from edgepipe.schema import (
     Bound,
@@ -55,9 +55,10 @@ def conclude(raw: RawRun, plan: Plan, options: RunOptions) -> Measurement:
     if not groups:
         why = raw.failures[0].text if raw.failures else "no process measured anything"
         return failed(_failure_status(raw), why, plan, options, cautions=raw.failures)
-    thermal = _thermal(raw.states)
+    thermal = _thermal(raw)
+    metered = energy.conclude(raw)
     cautions = [caution for rule in _RULES for caution in rule(raw, plan)]
-    warnings = [*raw.failures, *_throttled(thermal), *cautions]
+    warnings = [*raw.failures, *_throttled(thermal), *cautions, *metered.cautions]
     peaks = [process.memory_peak_bytes for process in measured if process.memory_peak_bytes is not None]
     calls = sum(map(len, groups))
     inferences = sum(len(process.samples_ns) * process.batch for process in measured)
@@ -79,8 +80,8 @@ def conclude(raw: RawRun, plan: Plan, options: RunOptions) -> Measurement:
         timer_overhead_us=None if overhead is None else overhead / 1e3,
         thermal=thermal,
         clocks=_clocks(raw.states),
-        power=raw.power if raw.power.mean_w is not None or raw.power.reason else Power(reason="no meter"),
-        energy_mj=_energy(raw.power, seconds / inferences),
+        power=metered.power,
+        energy_mj=metered.energy,
         warnings=warnings,
         batch=options.batch,
         reason=raw.failures[0].text if raw.failures else "",
@@ -197,27 +198,24 @@ def _bound(groups: Sequence[Sequence[int]], quantile: float) -> Bound:
     return Bound(value, low, high, found.reason)
 
 
-def _energy(power: Power, seconds: float) -> Energy:
-    """Mean W x seconds of an inference, in mJ, from the same run as the latency (MLPerf Power)."""
-    if power.mean_w is None:
-        return Energy(reason=power.reason or "no meter")
-    net = None if power.idle_w is None else (power.mean_w - power.idle_w) * seconds * 1e3
-    return Energy(gross=power.mean_w * seconds * 1e3, net=net, reason="no interval: the meter gave one mean")
-
-
 # The state of the board
 
 
-def _thermal(states: Sequence[StateSample]) -> Thermal:
-    hottest = [max(state.temperature_c.values()) for state in states if state.temperature_c]
-    throttled, reason = _verdict(states)
+def _thermal(raw: RawRun) -> Thermal:
+    hottest = [max(state.temperature_c.values()) for state in raw.states if state.temperature_c]
+    throttled, reason = _verdict(raw.states, _under_load(raw))
     if not hottest:
         reason = "; ".join(filter(None, ("no temperature sensor", reason)))
         return Thermal(throttled=throttled, reason=reason)
     return Thermal(hottest[0], hottest[-1], max(hottest), throttled, reason)
 
 
-def _verdict(states: Sequence[StateSample]) -> tuple[bool | None, str]:
+def _under_load(raw: RawRun) -> Sequence[StateSample]:
+    """The samples without those of the rest before the run, in which clocks are low for no bad reason."""
+    return [state for state in raw.states if raw.idle is None or state.at >= raw.idle.end]
+
+
+def _verdict(states: Sequence[StateSample], loaded: Sequence[StateSample]) -> tuple[bool | None, str]:
     """Whether the board was throttled, and why (or why nobody knows)."""
     bits = [state.throttle_bits for state in states if state.throttle_bits is not None]
     risen = 0
@@ -226,7 +224,7 @@ def _verdict(states: Sequence[StateSample]) -> tuple[bool | None, str]:
     active = risen | (max((value & THROTTLED_NOW for value in bits), default=0))
     if active:
         return True, f"the firmware's throttle bits: {active:#x}"
-    fall = _clock_fall(states)
+    fall = _clock_fall(loaded)
     if fall is not None and fall >= CLOCK_FALL:
         return True, f"the highest clock fell by {fall:.0%} under load"
     if bits or fall is not None:

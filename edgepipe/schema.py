@@ -160,7 +160,10 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure. Seconds and counts are sums over ``processes``; warm-up bounds hold for each process."""
+    """How long to measure. Seconds and counts are sums over ``processes``; warm-up bounds hold for each process.
+
+    ``idle_seconds`` is how long the board rests before, where a meter reads its power.
+    """
 
     profile: str = "quick"
     processes: int = 3
@@ -170,6 +173,7 @@ class Plan:
     warmup_runs: int = 20
     warmup_cap_seconds: float = 30.0
     deadline_seconds: float = 600.0
+    idle_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -208,8 +212,21 @@ class Thermal:
 
 
 @dataclass(frozen=True)
+class Window:
+    """From ``start`` to ``end``, in seconds since the run began."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Power:
-    """Mean power over the timed run, in W; null with its reason where nothing measured it."""
+    """Mean power over the timed run, in W; null with its reason where nothing measured it.
+
+    ``boundary`` is what the meter sees: soc, board or wall. ``rate_hz`` is how often it really gave a reading in the
+    ``seconds`` of the timed run, ``resolution_w`` its smallest step, ``idle_seconds`` how long the board rested before.
+    ``clock_error_s`` bounds how far readings taken on the host may lie off the board's clock.
+    """
 
     mean_w: Optional[float] = None
     idle_w: Optional[float] = None
@@ -217,17 +234,37 @@ class Power:
     rail: Optional[str] = None
     rate_hz: Optional[float] = None
     reason: str = ""
+    boundary: str = ""
+    resolution_w: Optional[float] = None
+    samples: int = 0
+    seconds: Optional[float] = None
+    idle_seconds: Optional[float] = None
+    clock_error_s: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class PowerSamples:
+    """What a meter said, and when (seconds since the run began); a reading in W, or null where one failed.
+
+    ``faults`` counts what failed readings said.
+    """
+
+    at: List[float] = field(default_factory=list)
+    watts: List[Optional[float]] = field(default_factory=list)
+    faults: Dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy per inference in mJ, gross and idle-net, with the interval of the gross figure."""
+    """Energy per inference in mJ, gross and net of idle, each with its 95 % interval."""
 
     gross: Optional[float] = None
     net: Optional[float] = None
     low: Optional[float] = None
     high: Optional[float] = None
     reason: str = ""
+    net_low: Optional[float] = None
+    net_high: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -241,7 +278,10 @@ class Caution:
 
 @dataclass(frozen=True)
 class ProcessSamples:
-    """One measured process, times in ns. ``samples_ns`` is the steady part alone; ``warmup_runs`` came before."""
+    """One measured process, times in ns. ``samples_ns`` is the steady part alone; ``warmup_runs`` came before.
+
+    ``timed`` is when the steady part ran.
+    """
 
     load_ns: int
     first_ns: int
@@ -250,6 +290,7 @@ class ProcessSamples:
     memory_peak_bytes: Optional[int]
     samples_ns: List[int]
     batch: int = 1
+    timed: Optional[Window] = None
 
 
 @dataclass(frozen=True)
@@ -263,12 +304,15 @@ class StateSample:
     throttle_bits: Optional[int] = None
     load1: Optional[float] = None
     memory_free_bytes: Optional[int] = None
-    power_w: Optional[float] = None
 
 
 @dataclass(frozen=True)
 class RawRun:
-    """What the agent hands back of one bench: nothing in it is computed beyond what the clocks and sensors said."""
+    """What the agent hands back of one bench: nothing in it is computed beyond what the clocks and sensors said.
+
+    ``power`` declares the meter (or why there is none), ``power_samples`` are its readings. ``idle`` is when the board
+    rested before the run. ``began`` is the board's monotonic clock, in s, at the moment all other times count from.
+    """
 
     runtime: str
     runtime_version: str
@@ -279,6 +323,9 @@ class RawRun:
     timer_overhead_ns: Optional[float]
     power: Power = field(default_factory=Power)
     failures: List[Caution] = field(default_factory=list)
+    power_samples: PowerSamples = field(default_factory=PowerSamples)
+    idle: Optional[Window] = None
+    began: Optional[float] = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ MIN_BLOCKS = 10
 
 _CERTAIN = 0.5  # below this swing the probability is 1 - 1e-6 or more, and the series converges too slowly to say so
 
-# Two-sided 95 % points of Student's t by degrees of freedom (any statistical table); 1.96 beyond.
+# Two-sided 95 % points of Student's t by degrees of freedom (any statistical table).
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
@@ -98,16 +98,22 @@ def autocorrelation(series: Sequence[float]) -> list[float]:
 
     A constant or empty series resembles itself at lag 0 alone.
     """
+    products = _products(series, max(len(series) // 4, 2))
+    if not products[0]:
+        return [1.0] + [0.0] * (len(products) - 1)
+    return [value / products[0] for value in products]
+
+
+def _products(series: Sequence[float], lags: int) -> list[float]:
+    """Sums of the products of each value with the one k places later, all less their mean; 0 for a constant series."""
     import numpy as np
 
-    lags = max(len(series) // 4, 2)
     values = np.asarray(series, dtype=np.float64)
     if not len(values) or np.ptp(values) == 0:
-        return [1.0] + [0.0] * (lags - 1)
+        return [0.0] * lags
     size = 1 << (2 * len(values) - 1).bit_length()  # padded, so that the end does not meet the start
     spectrum = np.fft.rfft(values - values.mean(), size)
-    products = np.fft.irfft(spectrum * spectrum.conj(), size)[:lags]
-    return [float(value) for value in products / products[0]]
+    return [float(value) for value in np.fft.irfft(spectrum * spectrum.conj(), size)[:lags]]
 
 
 def effective_samples(groups: Sequence[Sequence[float]], threshold: float) -> int:
@@ -124,15 +130,75 @@ def effective_samples(groups: Sequence[Sequence[float]], threshold: float) -> in
     lags = min(map(len, own), default=2)
     weights = [len(group) / total for group in groups]
     r = [math.fsum(w * rows[lag] for w, rows in zip(weights, own, strict=True)) for lag in range(lags)]
+    return max(int(total / _repetition(r, total)[0]), 1)
+
+
+def _repetition(r: Sequence[float], total: int) -> tuple[float, int]:
+    """How many neighbours say the same thing, 1 + 2 sum r(k), and the last k that counts; see `effective_samples`."""
     if r[1] <= 2 / math.sqrt(max(total, 1)):
-        return total
-    added = r[1]
-    for lag in range(2, lags - 1, 2):
+        return 1.0, 0
+    added, last = r[1], 1
+    for lag in range(2, len(r) - 1, 2):
         pair = r[lag] + r[lag + 1]
         if pair <= 0:
             break
-        added += pair
-    return max(int(total / (1 + 2 * added)), 1)
+        added, last = added + pair, lag + 1
+    return 1 + 2 * added, last
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its standard error, that error's degrees of freedom, and the independent values it stands on."""
+
+    value: float
+    error: float
+    degrees: float
+    worth: float
+
+
+def mean(groups: Sequence[Sequence[float]]) -> Mean:
+    """Return the mean of all groups, each a series in time order, and how sure it is within them.
+
+    The values' variance over the number of independent ones they are worth (see `effective_samples`). Each group is
+    held against its own mean, which takes the variance of that mean from every autocovariance; it is put back, in two
+    rounds (its bias to first order: Priestley, Spectral Analysis and Time Series, 1981, section 5.3). A sum of n
+    values' correlations up to lag m varies with a relative variance of 2 (2 m + 1) / n, as that of n / (2 m + 1)
+    degrees of freedom does (Sokal, Monte Carlo Methods in Statistical Mechanics, 1996, section 3).
+    """
+    groups = [group for group in groups if group]
+    total = sum(map(len, groups))
+    lags = max(min(map(len, groups)) // 4, 2)
+    own = [_products(group, lags) for group in groups]
+    seen = [max(total - len(groups) * lag, 1) for lag in range(lags)]
+    plain = [math.fsum(rows[lag] for rows in own) / seen[lag] for lag in range(lags)]
+    value = math.fsum(map(math.fsum, groups)) / total
+    free = max(total - len(groups), 1)
+    if not plain[0]:
+        return Mean(value, 0.0, free, total)
+    covariance, repetition, last = plain, 1.0, 0
+    for _ in range(3):
+        repetition, last = _repetition([each / covariance[0] for each in covariance], total)
+        lost = covariance[0] * repetition * len(groups) / total
+        covariance = [each + lost for each in plain]
+    worth = max(total / repetition, 1.0)
+    degrees = max(min(free, total / (2 * last + 1)), 1.0)
+    return Mean(value, math.sqrt(covariance[0] / worth), degrees, worth)
+
+
+def student(degrees: float) -> float:
+    """Return the two-sided 95 % point of Student's t, for any degrees of freedom from 1 on.
+
+    Beyond the table by its expansion about the normal distribution (Abramowitz and Stegun, 26.7.5), which is good to
+    four digits there.
+    """
+    if degrees < len(_STUDENT_T):
+        whole = max(int(degrees), 1)
+        low, high = _STUDENT_T[whole - 1], _STUDENT_T[whole]
+        return low + (high - low) * (max(degrees, 1.0) - whole)
+    z = 1.959964
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
 def quantile_interval(groups: Sequence[Sequence[float]], quantile: float) -> Interval:
@@ -189,7 +255,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     What slows a process down multiplies its times, so it is their logarithms that scatter evenly.
     """
     degrees = len(values) - 1
-    factor = _STUDENT_T[degrees - 1] if degrees <= len(_STUDENT_T) else 1.96
+    factor = student(degrees)
     logs = [math.log(max(value, 1e-300)) for value in values]
     half = factor * statistics.stdev(logs) / math.sqrt(len(logs))
     mean = statistics.fmean(logs)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe import paths, plugins
+from edgepipe.agent import meters as agent_meters
+from edgepipe.agent.meters import BOUNDARIES
 from edgepipe.codec import from_dict
 from edgepipe.errors import EdgepipeError, UsageError
 from edgepipe.link import Address, Endpoint, parse_address
@@ -19,6 +21,9 @@ from edgepipe.schema import NAME
 
 _MAX_LIKE = 4
 _MAX_FILE = 256 << 10
+# What every meter that this host reads takes in [meter.options], beside its own.
+METER_OPTIONS = ("boundary", "rate_hz", "resolution_w")
+MOST_HZ = 1000.0
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,22 @@ class Caps:
 
 @dataclass(frozen=True)
 class Meter:
-    """The power meter on the board: its plug-in's name, or the reason why there is none."""
+    """The power meter: its plug-in's name, or the reason why the board has none of its own.
+
+    A meter on the board needs no more; ``rail`` chooses one of several rails. One that this host reads has an
+    ``address``, and ``options`` of its own.
+    """
 
     name: str = ""
     reason: str = ""
+    rail: str = ""
+    address: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether this host reads it."""
+        return bool(self.name) and self.name not in agent_meters.names()
 
 
 @dataclass(frozen=True)
@@ -241,7 +258,34 @@ def _build(name: str, data: dict[str, Any], where: str) -> Target:
             raise UsageError(f"runtime {runtime} needs either a version or a reason", where, "give one of the two")
     if target.host:
         parse_address(target.host)
+    _check_meter(target.meter, where)
     return target
+
+
+def _check_meter(meter: Meter, where: str) -> None:
+    """Refuse a meter nobody knows, and options it does not have."""
+    on_host = plugins.names("meters")
+    known = tuple(sorted({*agent_meters.names(), *on_host}))
+    if meter.name and meter.name not in known:
+        raise plugins.unknown("meter", meter.name, known)
+    if not meter.on_host:
+        if meter.address or meter.options:
+            name = meter.name or "the board's own meter"
+            raise UsageError(f"{name} is read on the board: it has neither address nor options", where, "remove them")
+        return
+    options = (*plugins.load("meters", meter.name).OPTIONS, *METER_OPTIONS)
+    if "password" in meter.options:
+        fix = "name the variable or file that holds it: password_env or password_file"
+        raise UsageError("a password in a target's file", where, fix)
+    for key in meter.options:
+        if key not in options:
+            raise plugins.unknown(f"option of meter {meter.name}", key, options)
+    for key in ("rate_hz", "resolution_w"):
+        value = meter.options.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST_HZ:
+            raise UsageError(f"{key} must be a number above 0, at most {MOST_HZ:g}", where, "correct the value")
+    if meter.options.get("boundary", BOUNDARIES[0]) not in BOUNDARIES:
+        raise plugins.unknown("boundary", str(meter.options["boundary"]), BOUNDARIES)
 
 
 def _check_keys(kind: Any, data: Any, where: str) -> None:

@@ -1,4 +1,4 @@
-"""``agent.pyz serve [--root FOLDER] [--sysfs-root FOLDER]``, or ``agent.pyz child FD`` (which serve itself starts)."""
+"""``agent.pyz serve [--root FOLDER] [--sysfs-root FOLDER]``; serve itself starts ``child FD`` and ``watch``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def main(arguments: List[str]) -> int:
         from edgepipe.agent import child
 
         child.main(int(arguments[1]))
+        return 0
+    if arguments == ["watch"]:
+        from edgepipe.agent import power
+
+        power.main()
         return 0
     names = dict(zip(arguments[1::2], arguments[2::2]))
     if arguments[:1] != ["serve"] or len(arguments) % 2 == 0 or not set(names) <= {"--root", "--sysfs-root"}:

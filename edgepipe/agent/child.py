@@ -39,7 +39,7 @@ def main(channel: int) -> None:
             data = data[os.write(channel, data) :]
 
     try:
-        _confine(int(job["parent"]))
+        confine(int(job["parent"]))
         if job.get("site"):
             sys.path.insert(0, job["site"])
         result = _KINDS[job["kind"]](job, lambda name: send({"phase": name}))
@@ -61,7 +61,7 @@ def _advice(error: BaseException) -> str:
     return "try another format or recipe, or run it with its optimiser off"
 
 
-def _confine(parent: int) -> None:
+def confine(parent: int) -> None:
     """Leave no core file, die with the parent, and be the first to go when memory runs out."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -124,7 +124,9 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     phase("warm-up")
     warm = measure.warm_up(once, plan)
     phase("measure")
-    samples = measure.timed(once, plan.min_seconds, plan.min_samples, stop_at=job["stop_at"], most=job["most"])
+    samples, timed_ns = measure.timed_window(
+        once, plan.min_seconds, plan.min_samples, stop_at=job["stop_at"], most=job["most"]
+    )
     # Stopped before its share was done, other than by the bound on samples: that is the deadline.
     late = time.perf_counter_ns() >= job["stop_at"] and len(samples) < job["most"]
     peak = measure.memory_peak_bytes()
@@ -141,7 +143,13 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     overhead = measure.timer_overhead_ns(runtimes.find("null").prepare_empty())
     phase("describe")
     executed = opened.executed() if job["describe"] else None
-    return {"process": to_dict(process), "timer_overhead_ns": overhead, "executed": executed, "late": late}
+    return {
+        "process": to_dict(process),
+        "timed_ns": timed_ns,
+        "timer_overhead_ns": overhead,
+        "executed": executed,
+        "late": late,
+    }
 
 
 def _feeds(job: Dict[str, Any], opened: _Opened) -> List[Any]:

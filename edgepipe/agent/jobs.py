@@ -10,12 +10,11 @@ import tempfile
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from edgepipe.agent import probe, sites, state, worker
-from edgepipe.agent.meters import null as no_meter
+from edgepipe.agent import power, sites, state, worker
 from edgepipe.agent.releases import Releases
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import BoardError, DeadlineError, IntegrityError
-from edgepipe.schema import Artifact, Caution, Manifest, Plan, Power, ProcessSamples, RawRun, RunOptions
+from edgepipe.schema import Artifact, Caution, Manifest, Plan, ProcessSamples, RawRun, RunOptions, Window
 
 # Samples kept of one run: 16 MB on the board, and the answer stays well below the channel's 64 MiB.
 MOST_SAMPLES = 2_000_000
@@ -80,19 +79,23 @@ class Jobs:
                 "the old release stays active; run verify, or try another format or recipe",
             )
 
-    def bench(self, manifest: Manifest, plan: Plan, options: RunOptions, inputs: Optional[str]) -> RawRun:
-        """Measure a staged release in several processes, one after the other.
+    def bench(
+        self, manifest: Manifest, plan: Plan, options: RunOptions, inputs: Optional[str], watch: power.Watch
+    ) -> RawRun:
+        """Measure a staged release in several processes, one after the other, while ``watch`` reads a meter.
 
         A process that fails ends the run; what was measured before is kept and the failure stands in ``failures``.
 
         Raises:
             EdgepipeError: the very first process failed, so there is nothing to keep.
         """
-        end = time.monotonic() + plan.deadline_seconds
         share = _share(plan)
         done: List[Dict[str, Any]] = []
         failures: List[Caution] = []
-        with state.Sampler(self._root) as states:
+        sampler = state.Sampler(self._root)
+        with watch, sampler as states:
+            idle = watch.rest(plan.idle_seconds, sampler.began, self._cancelled, self._on_progress)
+            end = time.monotonic() + plan.deadline_seconds
             for number in range(max(1, plan.processes)):
                 left = (end - time.monotonic()) / (max(1, plan.processes) - number)
                 try:
@@ -103,7 +106,8 @@ class Jobs:
                     failures.append(Caution(code=type(error).__name__, text=error.what, hint=error.fix))
                     break
         failures += [_late(number, plan) for number, each in enumerate(done, 1) if each["late"]]
-        return self._raw(manifest, done, states, failures)
+        raw = self._raw(manifest, done, states, failures, sampler.began)
+        return dataclasses.replace(raw, power=watch.power, power_samples=watch.samples(sampler.began), idle=idle)
 
     def _bench_once(
         self, manifest: Manifest, plan: Plan, options: RunOptions, inputs: Optional[str], seconds: float, number: int
@@ -127,20 +131,19 @@ class Jobs:
             return self._run(job, seconds)
 
     def _raw(
-        self, manifest: Manifest, done: List[Dict[str, Any]], states: List[Any], failures: List[Caution]
+        self, manifest: Manifest, done: List[Dict[str, Any]], states: List[Any], failures: List[Caution], began: float
     ) -> RawRun:
         executed = done[0]["executed"]
-        reason = no_meter.reason(probe.model(self._root))
         return RawRun(
             runtime=manifest.runtime,
             runtime_version=executed["runtime_version"],
             precision_executed=executed["precision"],
             provider=executed["provider"],
-            processes=[from_dict(ProcessSamples, each["process"]) for each in done],
+            processes=[_process(each, began) for each in done],
             states=states,
             timer_overhead_ns=statistics.median(each["timer_overhead_ns"] for each in done),
-            power=Power(reason=reason),
             failures=failures,
+            began=began,
         )
 
     def _job(self, kind: str, manifest: Manifest, options: RunOptions, scratch: str, **more: Any) -> Dict[str, Any]:
@@ -168,6 +171,12 @@ def make(kind: str, artifact: Artifact, runtime: str, model: str, options: RunOp
         "options": to_dict(options),
         "scratch": scratch,
     }
+
+
+def _process(done: Dict[str, Any], began: float) -> ProcessSamples:
+    """What one child measured; perf_counter and the monotonic clock are one and the same on Linux, in all processes."""
+    start, end = (round(ns / 1e9 - began, 6) for ns in done["timed_ns"])
+    return dataclasses.replace(from_dict(ProcessSamples, done["process"]), timed=Window(start, end))
 
 
 def _share(plan: Plan) -> Plan:

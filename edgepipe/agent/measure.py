@@ -11,7 +11,7 @@ import statistics
 import time
 from array import array
 from dataclasses import dataclass
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from edgepipe.schema import Plan
 
@@ -73,6 +73,13 @@ def timed(once: Callable[[], object], seconds: float, count: int, *, stop_at: Op
 
     It ends early, after one run at least, at ``stop_at`` (ns of perf_counter, a deadline) or after ``most`` runs.
     """
+    return timed_window(once, seconds, count, stop_at=stop_at, most=most)[0]
+
+
+def timed_window(
+    once: Callable[[], object], seconds: float, count: int, *, stop_at: Optional[int], most: int
+) -> Tuple[Any, Tuple[int, int]]:
+    """The same, and when the first run began and the last one ended, in ns of perf_counter."""
     clock = time.perf_counter_ns
     samples = array("q")
     keep = samples.append
@@ -80,8 +87,8 @@ def timed(once: Callable[[], object], seconds: float, count: int, *, stop_at: Op
     gc.collect()
     gc.disable()
     try:
-        stop = clock()
-        end = stop + int(seconds * _NS)
+        began = stop = clock()
+        end = began + int(seconds * _NS)
         last = math.inf if stop_at is None else stop_at
         done = 0
         while not done or ((stop < end or done < count) and stop < last and done < most):
@@ -93,7 +100,7 @@ def timed(once: Callable[[], object], seconds: float, count: int, *, stop_at: Op
     finally:
         if collecting:
             gc.enable()
-    return samples
+    return samples, (began, stop)
 
 
 def timer_overhead_ns(empty: Callable[[], object]) -> float:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shutil
-import subprocess
 import threading
 import time
 from types import TracebackType
 from typing import Any, Dict, List, Optional, Type
 
+from edgepipe.agent import vcgencmd
 from edgepipe.schema import StateSample
 
 _PERIOD_SECONDS = 0.5
-_VCGENCMD_SECONDS = 2.0
 # Sensors are known to give nonsense when they are absent or asleep.
 _LEAST_C, _MOST_C = -40.0, 150.0
 
@@ -64,24 +62,12 @@ def temperatures_c(sysfs_root: str) -> Dict[str, float]:
     return found
 
 
-def throttle_bits() -> Optional[int]:
+def throttle_bits(sysfs_root: str = "/") -> Optional[int]:
     """What a Raspberry Pi's firmware says of throttling (bits 0-3 now, 16-19 since boot); None on other boards."""
-    tool = shutil.which("vcgencmd")
-    if not tool:
-        return None
     try:
-        done = subprocess.run(
-            [tool, "get_throttled"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_VCGENCMD_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        match = re.match(r"throttled=(0x[0-9a-fA-F]{1,8})\Z", vcgencmd.ask("get_throttled", sysfs_root))
+    except OSError:
         return None
-    # It may print "error=1 ..." and still exit with 0.
-    match = re.match(rb"throttled=(0x[0-9a-fA-F]{1,8})\s*\Z", done.stdout)
     return int(match.group(1), 16) if match else None
 
 
@@ -93,7 +79,7 @@ def sample(at: float, sysfs_root: str = "/") -> StateSample:
         temperature_c=temperatures_c(sysfs_root),
         clock_khz=clocks_khz(sysfs_root),
         governor=governor(sysfs_root),
-        throttle_bits=throttle_bits(),
+        throttle_bits=throttle_bits(sysfs_root),
         load1=float(load[0]) if load and re.match(r"\d+(\.\d+)?\Z", load[0]) else None,
         memory_free_bytes=memory_bytes("MemAvailable", sysfs_root),
     )
@@ -113,9 +99,10 @@ class Sampler:
         self._states: List[StateSample] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
+        self.began = 0.0
 
     def __enter__(self) -> List[StateSample]:
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self._look()
         self._thread.start()
         return self._states
@@ -126,10 +113,10 @@ class Sampler:
         self._look()
 
     def _look(self) -> None:
-        self._states.append(sample(round(time.monotonic() - self._began, 3), self._root))
+        self._states.append(sample(round(time.monotonic() - self.began, 3), self._root))
 
     def _loop(self) -> None:
-        due = self._began + _PERIOD_SECONDS
+        due = self.began + _PERIOD_SECONDS
         while not self._stop.wait(max(0.0, due - time.monotonic())):
             self._look()
             due = max(due + _PERIOD_SECONDS, time.monotonic())

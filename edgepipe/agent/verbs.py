@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from edgepipe.agent import health, lock, probe, runtimes, sites
+from edgepipe.agent import health, lock, power, probe, runtimes, sites
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.store import Store
@@ -99,13 +99,19 @@ class Activate:
 
 @dataclass(frozen=True)
 class Bench:
-    """What to measure: a manifest, or a release on the board (the current one if neither is given)."""
+    """What to measure: a manifest, or a release on the board (the current one if neither is given).
+
+    ``meter`` is the board's meter to read (the best there is if empty, or "host": it reads one itself), ``rail`` which
+    of its rails.
+    """
 
     plan: Plan
     options: RunOptions
     manifest: Optional[Manifest] = None
     release: Optional[str] = None
     inputs: Optional[str] = None
+    meter: str = ""
+    rail: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,13 @@ def bench(session: Session, args: Bench) -> Answer:
         raise UsageError("both a manifest and a release to measure", "bench", "give one of them")
     manifest = args.manifest or session.releases.read(args.release)
     session.releases.stage(manifest)
-    return Answer(to_dict(session.jobs.bench(manifest, args.plan, args.options, args.inputs)))
+    watch = power.Watch(args.meter, args.rail, session.sysfs_root)
+    return Answer(to_dict(session.jobs.bench(manifest, args.plan, args.options, args.inputs, watch)))
+
+
+def clock(_session: Session, _args: Nothing) -> Answer:
+    """The board's monotonic clock, so that a host can find where its own stands beside it."""
+    return Answer({"monotonic": time.monotonic()})
 
 
 def collect(session: Session, args: Collect) -> Answer:
@@ -272,6 +284,7 @@ VERBS: Dict[str, Verb] = {
     "verify": Verb(Verify, verify, True),
     "activate": Verb(Activate, activate, True),
     "bench": Verb(Bench, bench, True),
+    "clock": Verb(Nothing, clock, False),
     "rollback": Verb(Nothing, rollback, True),
     "gc": Verb(Collect, collect, True),
     "site": Verb(Site, site, True),

@@ -124,7 +124,7 @@ class _Child:
                     pass_fds=(result_child,),
                     start_new_session=True,
                     cwd=job["scratch"],
-                    env=_environment(),
+                    env=environment(),
                 )
         except OSError:
             os.close(result)
@@ -258,7 +258,7 @@ def _read(handle: int) -> Optional[bytes]:
         return None
 
 
-def _environment() -> Dict[str, str]:
+def environment() -> Dict[str, str]:
     """The child's environment; it finds the package where this process found it."""
     environment = dict(os.environ)
     root = _package_root()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgepipe.record import Accuracy, Payoff, Report, Step
-from edgepipe.schema import Board, Bound, Measurement
+from edgepipe.schema import Board, Bound, Energy, Measurement, Power
 
 DASH = "\N{EN DASH}"
 ON_BOARD = "on the board"
@@ -243,7 +243,7 @@ def _is_share(accuracy: Accuracy) -> bool:
 
 def measurement_facts(run: Measurement) -> list[tuple[str, str]]:
     """Name and text of every figure of a run; a null is a dash with its reason."""
-    latency, thermal, power, energy = run.latency_ms, run.thermal, run.power, run.energy_mj
+    latency, thermal = run.latency_ms, run.thermal
     found = [("status", f"{run.status}{': ' + run.reason if run.reason else ''}")]
     ran = f"{run.precision_executed} on {run.provider}" if run.precision_executed else DASH
     found += [("really ran", ran), ("profile", f"{run.profile}, threads {run.threads}, batch {run.batch}")]
@@ -265,9 +265,28 @@ def measurement_facts(run: Measurement) -> list[tuple[str, str]]:
     throttled = {True: "yes", False: "no", None: "not known"}[thermal.throttled]
     found.append(("heat", heat if thermal.max_c is not None else f"{DASH} ({thermal.reason})"))
     found.append(("throttled", f"{throttled}{': ' + thermal.reason if thermal.reason else ''}"))
-    watts = f"{number(power.mean_w)} W from {power.source}" if power.mean_w is not None else f"{DASH} ({power.reason})"
-    joules = f"{number(energy.gross)} mJ an inference" if energy.gross is not None else f"{DASH} ({energy.reason})"
-    return [(name, plain(text)) for name, text in [*found, ("power", watts), ("energy", joules)]]
+    return [(name, plain(text)) for name, text in [*found, *_power_facts(run.power, run.energy_mj)]]
+
+
+def _power_facts(power: Power, energy: Energy) -> list[tuple[str, str]]:
+    """Mean power with all that it stands on, and the energy of an inference with its intervals."""
+    if power.mean_w is None:
+        return [("power", f"{DASH} ({power.reason})"), ("energy", f"{DASH} ({energy.reason})")]
+    rest = f"{number(power.idle_w)} W at rest" if power.idle_w is not None else "not known at rest"
+    seen = f"{power.source}, {power.rail} ({power.boundary}), {number(power.rate_hz)} Hz"
+    step = f", steps of {number(power.resolution_w)} W" if power.resolution_w else ""
+    figures = f"gross {number(energy.gross)} mJ{_within(energy.low, energy.high)}"
+    if energy.net is not None:
+        figures += f", net of rest {number(energy.net)} mJ{_within(energy.net_low, energy.net_high)}"
+    reason = f" ({energy.reason})" if energy.reason else ""
+    return [
+        ("power", f"{number(power.mean_w)} W, {rest}; {seen}{step}"),
+        ("energy", f"an inference: {figures}{reason}"),
+    ]
+
+
+def _within(low: float | None, high: float | None) -> str:
+    return f" [{number(low)} to {number(high)}]" if low is not None and high is not None else ""
 
 
 def provenance(report: Report) -> list[tuple[str, str]]:

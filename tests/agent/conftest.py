@@ -28,10 +28,10 @@ def sha(data):
 class Agent:
     """The host's half of the protocol, as plain as can be."""
 
-    def __init__(self, command, root, cwd, **more):
+    def __init__(self, command, root, cwd, sysfs_root="/", **more):
         self.root = Path(root)
         self.process = subprocess.Popen(
-            [*command, "serve", "--root", str(root)],
+            [*command, "serve", "--root", str(root), "--sysfs-root", str(sysfs_root)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

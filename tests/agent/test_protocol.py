@@ -32,7 +32,8 @@ def test_whole_life_of_a_release_on_each_python(version, start, tools):
         assert sum(process["samples_ns"]) >= 0.08e9 and process["memory_peak_bytes"] > 1 << 20
         assert process["warmup_runs"] >= 20 and process["load_ns"] > 0 and process["first_ns"] >= 2_000_000
     assert 0 < run["timer_overhead_ns"] < 20_000
-    assert run["states"][0]["at"] < 0.1 and len(run["states"]) >= 2 and run["power"]["reason"] == "no meter"
+    assert run["states"][0]["at"] < 0.1 and len(run["states"]) >= 2
+    assert bool(run["power"]["reason"]) != bool(run["power"]["source"])
     assert {event["phase"] for event in agent.events} & {"warm-up", "measure", "start"}
     second, content = tools.null(name="second")
     agent.push(content)
@@ -174,8 +175,6 @@ def test_it_reads_a_board_from_another_root(start, tmp_path, tools):
     assert board["ram_bytes"] == 3884424 * 1024 and "bookworm" in board["os"]
     assert board["clocks"] == {"current_khz": [1500000] * 2, "min_khz": [600000] * 2, "max_khz": [1800000] * 2}
     from edgepipe.agent import state
-    from edgepipe.agent.meters import null
 
     seen = state.sample(1.0, str(root))
     assert seen.temperature_c == {"cpu-thermal": 48.312} and seen.load1 == 0.25 and seen.clock_khz == [1500000] * 2
-    assert null.reason(board["model"]) == "no meter: a Raspberry Pi 4 has no current sensor"

@@ -11,7 +11,7 @@ import pytest
 
 from edgepipe import codec, measurement
 from edgepipe.errors import EdgepipeError, IntegrityError
-from edgepipe.schema import Caution, Measurement, Power
+from edgepipe.schema import Caution, Measurement
 from tests.unit.report_samples import OPTIONS, PLAN, process, raw, states, steady
 
 
@@ -179,14 +179,6 @@ def test_a_run_without_samples_has_no_figures_but_a_reason(code, status):
     assert run.thermal.reason and run.power.reason and run.energy_mj.reason
     assert measurement.conclude(raw([]), PLAN, OPTIONS).status == "failed"
     assert codec.from_dict(Measurement, codec.to_dict(run)) == run
-
-
-def test_energy_is_mean_power_times_the_time_of_an_inference():
-    data = raw([[2_000_000] * 200], power=Power(mean_w=5.0, idle_w=2.0, source="ina3221", rail="VDD_IN", rate_hz=10.0))
-    run = measurement.conclude(data, PLAN, OPTIONS)
-    assert run.energy_mj.gross == pytest.approx(10.0) and run.energy_mj.net == pytest.approx(6.0)
-    assert run.energy_mj.low is None and run.energy_mj.reason
-    assert run.power.source == "ina3221"
 
 
 def test_raw_samples_come_back_as_they_were(tmp_path):

@@ -383,3 +383,20 @@ def test_axes_have_round_ticks_in_order():
     assert axis.ticks() == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5, 10, 20])
     assert axis.at(0.08) == pytest.approx(0) and axis.at(42.0) == pytest.approx(500)
     assert svg.Axis(0.9, 1.0, 0, 1).ticks() == pytest.approx([0.9, 0.92, 0.94, 0.96, 0.98, 1.0])
+
+
+def test_power_and_energy_are_shown_with_all_they_stand_on():
+    from edgepipe import measurement
+    from edgepipe.report.rows import measurement_facts
+    from edgepipe.schema import Plan, RunOptions
+    from tests.unit import power_kit
+
+    run = measurement.conclude(power_kit.run(), Plan(), RunOptions())
+    facts = dict(measurement_facts(run))
+    meter = r"ina3221, VDD_IN \(board\), 20 Hz, steps of 0\.001 W"
+    assert re.fullmatch(rf"5(\.\d+)? W, (2|1\.99|2\.01) W at rest; {meter}", facts["power"])
+    figure = r"[\d.]+ mJ \[[\d.]+ to [\d.]+\]"
+    assert re.fullmatch(rf"an inference: gross {figure}, net of rest {figure}", facts["energy"])
+    run = measurement.conclude(power_kit.run(idle=0.0), Plan(), RunOptions())
+    assert dict(measurement_facts(run))["energy"].endswith("(no net figure: idle power was not measured)")
+    assert "not known at rest" in dict(measurement_facts(run))["power"]
