@@ -30,13 +30,13 @@ def test_the_list_names_every_family(cli: Cli) -> None:
     assert listed["schema"] == "edgepipe.steps/1"
     steps = {entry["name"]: entry for entry in listed["steps"]}
     assert {"none", "fp16", "dynamic", "int8", "int8w", "int4", "mixed", "prune", "sparse"} <= set(steps)
-    assert {"lowrank", "cluster"} <= set(steps)
+    assert {"lowrank", "cluster", "distill", "qat", "equalize", "smooth"} <= set(steps)
     assert steps["prune"]["changes"] == "network"
     assert steps["int8"]["changes"] == "file"
     assert all(entry["help"] for entry in steps.values())
     assert {"name": "importance", "default": "l2", "choices": ["l1", "l2", "taylor", "bn"]} in steps["prune"]["params"]
     people = cli("compress", "--list").stdout
-    assert all(name in people for name in steps)
+    assert all(name in people for name in (*steps, "search"))
 
 
 @pytest.mark.slow
