@@ -6,23 +6,21 @@ All paths of /proc, /sys, /etc and /usr/lib are taken below ``sysfs_root``, so t
 from __future__ import annotations
 
 import glob
-import importlib
 import json
 import os
-import pkgutil
 import re
 import stat
 import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from edgepipe.agent import meters, probe, runtimes, sites, state
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.state import read_text
 from edgepipe.agent.store import Store
-from edgepipe.agent.text import clean, error_text
+from edgepipe.agent.text import clean
 from edgepipe.agent.worker import CancelledError, KilledError
 from edgepipe.errors import EdgepipeError
 
@@ -216,28 +214,17 @@ def clocks(sysfs_root: str = "/") -> Clocks:
 
 def meters_here(sysfs_root: str = "/") -> List[MeterFound]:
     """Each kind of power meter the agent knows, and whether one is here; the null one says why a board has none."""
-    found = []
-    for each in sorted(module.name for module in pkgutil.iter_modules(meters.__path__)):
-        if each.startswith("_"):
-            continue
-        plugin = importlib.import_module(f"{meters.__name__}.{each}")
-        if hasattr(plugin, "find"):
-            found.append(_meter(each, plugin, sysfs_root))
-        elif each == "null":
-            found.append(MeterFound(each, False, clean(plugin.reason(probe.model(sysfs_root)), 200)))
-    return found
+    return [_meter(name, sysfs_root) for name in meters.names()]
 
 
-def _meter(name: str, plugin: Any, sysfs_root: str) -> MeterFound:
+def _meter(name: str, sysfs_root: str) -> MeterFound:
     """Find a meter, and let it go again. What it says when there is none is the reason."""
     try:
-        meter = plugin.find(sysfs_root, "")
-        meter.close()
-        return MeterFound(name, True, clean(f"{meter.rail}, {meter.boundary}", 200))
-    except EdgepipeError as error:
-        return MeterFound(name, False, clean(error.what, 200), bool(getattr(error, "present", False)))
-    except Exception as error:
-        return MeterFound(name, False, error_text(error))
+        meter = meters.find(name, sysfs_root)
+    except meters.NoMeterError as error:
+        return MeterFound(name, False, clean(error.what, 200), error.present)
+    meter.close()
+    return MeterFound(name, True, clean(f"{meter.rail}, {meter.boundary}", 200))
 
 
 def libstdcxx(sysfs_root: str = "/") -> int:

@@ -121,9 +121,6 @@ class Watch:
     def __enter__(self) -> "Watch":
         if self._job["meter"] != ON_HOST:
             self._start()
-            if not self._found.wait(_FIND_SECONDS):
-                self._found.set()
-                self._end()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -178,22 +175,35 @@ class Watch:
         cancelled: Callable[[], bool],
         on_progress: worker.Progress,
     ) -> Optional[Window]:
-        """Let the board rest for ``seconds`` where somebody reads its power; returns when that was.
+        """Wait until the meter is found, then let the board rest for ``seconds`` if there is one; return when it did.
 
         Raises:
             CancelledError: the host went away.
         """
-        if seconds <= 0 or (self.power.reason and self._job["meter"] != ON_HOST):
-            return None
         began = time.monotonic()
-        start = began + _SETTLE_SECONDS
-        end = start + seconds
-        while time.monotonic() < end:
+
+        def stay(until: float) -> None:
             if cancelled():
                 raise worker.CancelledError("stopped: the host went away", "agent", "run the command again")
             on_progress("idle", time.monotonic() - began)
-            time.sleep(max(0.0, min(_POLL_SECONDS, end - time.monotonic())))
+            time.sleep(max(0.0, min(_POLL_SECONDS, until - time.monotonic())))
+
+        if self._process:
+            while not self._found.wait(_POLL_SECONDS) and time.monotonic() < began + _FIND_SECONDS:
+                stay(0.0)
+            self._give_up()
+        if seconds <= 0 or (self.power.reason and self._job["meter"] != ON_HOST):
+            return None
+        start = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < start + seconds:
+            stay(start + seconds)
         return Window(round(start - zero, 4), round(time.monotonic() - zero, 4))
+
+    def _give_up(self) -> None:
+        """End a process that has not found its meter by now."""
+        if not self._found.is_set():
+            self._found.set()
+            self._end()
 
     def samples(self, zero: float) -> PowerSamples:
         """All readings so far; ``zero`` is where the run's own clock begins, on the monotonic clock."""

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from edgepipe.agent import health, probe
+from edgepipe.agent import health, meters, probe
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.store import Store
 from edgepipe.codec import from_dict
-from edgepipe.errors import BoardError
 from tests.board_trees import BOARDS, build
 
 
@@ -154,35 +153,32 @@ def test_an_import_error_is_no_signal(store):
 
 def test_a_meter_that_fails_is_not_present(monkeypatch, tmp_path):
     closed = []
+    here = meters.Meter("here", "VDD_IN", "board", lambda: 4.0, 20.0, close=lambda: closed.append(True))
+    errors = {
+        "broken": OSError("no such bus"),
+        "absent": meters.NoMeterError("no INA3221 here"),
+        "blocked": meters.NoMeterError("its rail is missing", present=True),
+        "barred": PermissionError(13, "Permission denied", "/sys/energy_uj"),
+    }
 
-    class Meter:
-        rail, boundary = "VDD_IN", "board"
+    def load(name):
+        def find(root, rail):
+            if name in errors:
+                raise errors[name]
+            return here
 
-        @staticmethod
-        def close():
-            closed.append(True)
+        return type(name, (), {"find": staticmethod(find)})
 
-    def broken(root, rail):
-        raise OSError("no such bus")
-
-    def absent(root, rail):
-        raise BoardError("no INA3221 here")
-
-    def blocked(root, rail):
-        error = BoardError("permission denied")
-        error.present = True
-        raise error
-
-    finders = {"broken": broken, "here": lambda root, rail: Meter, "absent": absent, "blocked": blocked}
-    plugins = {name: type(name, (), {"find": staticmethod(find)}) for name, find in finders.items()}
-    names = [type("Module", (), {"name": name}) for name in (*plugins, "_kit")]
-    monkeypatch.setattr(health.pkgutil, "iter_modules", lambda path: names)
-    monkeypatch.setattr(health.importlib, "import_module", lambda path: plugins[path.rpartition(".")[2]])
-    found = {each.name: each for each in health.meters_here(str(build("pi5", tmp_path)))}
+    monkeypatch.setattr(meters, "names", lambda: (*errors, "here"))
+    monkeypatch.setattr(meters, "load", load)
+    found = {each.name: each for each in health.meters_here(str(tmp_path))}
     assert found == {
         "absent": health.MeterFound("absent", False, "no INA3221 here"),
-        "blocked": health.MeterFound("blocked", False, "permission denied", blocked=True),
-        "broken": health.MeterFound("broken", False, "no such bus"),
+        "blocked": health.MeterFound("blocked", False, "its rail is missing", blocked=True),
+        "barred": health.MeterFound(
+            "barred", False, "permission denied: barred is read from /sys/energy_uj", blocked=True
+        ),
+        "broken": health.MeterFound("broken", False, "broken can't be read: no such bus", blocked=True),
         "here": health.MeterFound("here", True, "VDD_IN, board"),
     }
     assert closed == [True]

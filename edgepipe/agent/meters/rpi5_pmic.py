@@ -12,7 +12,7 @@ from typing import Dict, Set, Tuple
 from edgepipe.agent import vcgencmd
 from edgepipe.agent.meters import Meter, NoMeterError
 
-# Each question starts a process and keeps the firmware busy; four a second cost about a hundredth of one core.
+# Each question starts a process and keeps the firmware busy: four a second take 1 % of a PC's core, and more of a Pi's.
 _RATE_HZ = 4.0
 _LINE = re.compile(r"\s*(\w+)_([AV]) (current|volt)\(\d+\)=(-?\d+(?:\.\d+)?|-?nan|-?inf)[AV]\s*\Z")
 
