@@ -99,9 +99,7 @@ def _list(as_json: bool) -> None:
         typer.echo(f"{entry['name']:<10} {where:<26} {entry['help']}")
         if entry["params"]:
             typer.echo(f"{'':<37} {' '.join(_parameter(item) for item in entry['params'])}")
-    typer.echo(
-        f"{'search':<10} {'all of them':<26} no step: --search finds the recipe for a --budget, on the board itself"
-    )
+    typer.echo(f"{'search':<10} {'all of them':<26} no step: --search finds the recipe for a --budget, on the board")
 
 
 def _parameter(item: dict[str, Any]) -> str:
