@@ -67,13 +67,13 @@ def test_a_chain_says_what_each_step_cost_and_resumes(cli: Cli, small: str) -> N
 
 @pytest.mark.slow
 def test_sparse_weights_are_no_faster_and_it_says_so(cli: Cli, small: str) -> None:
-    done = cli("compress", small, "--recipe", "sparse:0.9,epochs=0", "--eval", "shipped", "-o", "out", "--json")
+    done = cli("compress", small, "--recipe", "sparse:0.5,epochs=0", "--eval", "shipped", "-o", "out", "--json")
     (artifact,) = json.loads(done.stdout)["artifacts"]
     bought = artifact["pruning"]
-    assert bought["sparsity"] == 0.9
-    assert bought["zeros"] / bought["weights"] == pytest.approx(0.9, abs=0.02)
+    assert bought["sparsity"] == 0.5
+    assert bought["zeros"] / bought["weights"] == pytest.approx(0.5, abs=0.02)
     assert bought["after"]["bytes"] == pytest.approx(bought["before"]["bytes"], rel=0.01)
-    assert bought["after"]["bytes_gzip"] < 0.35 * bought["before"]["bytes_gzip"]
+    assert bought["after"]["bytes_gzip"] < 0.8 * bought["before"]["bytes_gzip"]
     assert bought["latency_ratio"]["low"] < bought["latency_ratio"]["value"] < bought["latency_ratio"]["high"]
     assert "no speed-up on this runtime" in bought["verdict"]
     assert "no speed-up on this runtime" in done.stderr

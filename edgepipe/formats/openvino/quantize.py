@@ -205,7 +205,7 @@ def int8(
         model,
         nncf.Dataset(feeds),
         subset_size=len(feeds),
-        preset=getattr(nncf.QuantizationPreset, kind),
+        preset=kind,
         model_type=nncf.ModelType.TRANSFORMER if attention else None,
         ignored_scope=nncf.IgnoredScope(names=keep, validate=False) if keep else None,
         advanced_parameters=_advanced(params, reduce_range),
