@@ -120,7 +120,16 @@ class Stages:
         module = plugins.load("formats", name, "export")
         chosen = {option: getattr(self.options, option) for option in module.OPTIONS}
         parent = before.key if before else model.identity
-        entry = self._key("export", parent, module, name=model.name, format=name, options=chosen, recipe=prefix)
+        entry = self._key(
+            "export",
+            parent,
+            module,
+            name=model.name,
+            format=name,
+            options=chosen,
+            recipe=prefix,
+            layout=model.raw_layout,
+        )
         source = Path(before.artifact.path) if before else model.path
 
         def work(folder: Path, call: artifact.Call) -> Output:
