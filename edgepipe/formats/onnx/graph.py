@@ -205,12 +205,15 @@ def operators(path: str) -> Counter[str]:
 def finish(model: Any, target: str, note: str) -> dict[str, Any]:
     """Write the file without metadata, prove that it loads, and say its versions."""
     import onnx
+    from onnxruntime.quantization.onnx_model import ONNXModel
 
     from edgepipe.formats.onnx.export import strip
 
     strip(model)
     del model.graph.value_info[:]
-    onnx.save(model, target)
+    tool = ONNXModel(model)
+    tool.topological_sort()  # the runtime takes any order, the standard does not
+    onnx.save(tool.model, target)
     session(target)
     return {"opset": opset(model), "ir_version": int(model.ir_version), "note": note}
 
