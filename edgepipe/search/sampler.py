@@ -6,9 +6,11 @@ up by asking again from the start: what is known already costs nothing.
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.budget import Budget
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from edgepipe.search.trials import Trial
 
 SEED = 0
-_TRIES = 20  # a sampler repeats itself in a small space (optuna#2021); then the next untried candidate is taken
+_TRIES = 20  # a sampler that learns repeats itself (optuna#2021); then chance is tried, then all there is in order
 
 
 class Sampler:
@@ -49,8 +51,9 @@ class Sampler:
         self._space, self._budget = space, budget
         self._seen: set[Candidate] = set()
         self._rest: Iterator[tuple[Candidate, dict[str, Any]]] = space.every()
+        self._chance = random.Random(SEED)  # noqa: S311  nothing to keep secret
         self._open: Any = None
-        self._slowest = 0.0
+        self._worst = [0.0, 0.0, 0.0]
 
     def ask(self) -> Candidate | None:
         """The next candidate; None when all there is has been tried. `tell` must follow."""
@@ -60,7 +63,7 @@ class Sampler:
             if candidate and candidate not in self._seen:
                 return self._opened(trial, candidate)
             self._study.tell(trial, state=self._failed)
-        for candidate, answers in self._rest:
+        for candidate, answers in itertools.chain(self._drawn(), self._rest):
             if candidate not in self._seen:
                 self._study.enqueue_trial(answers)
                 trial = self._study.ask()
@@ -68,25 +71,41 @@ class Sampler:
                 return self._opened(trial, candidate)
         return None
 
+    def _drawn(self) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+        """Some candidates by chance alone."""
+        for _ in range(_TRIES):
+            answers: dict[str, Any] = {}
+
+            def choose(name: str, choices: Sequence[Any], answers: dict[str, Any] = answers) -> Any:
+                return answers.setdefault(name, self._chance.choice(choices))
+
+            candidate = self._space.draw(choose)
+            if candidate:
+                yield candidate, answers
+
     def _opened(self, trial: Any, candidate: Candidate) -> Candidate:
         self._seen.add(candidate)
         self._open = trial
         return candidate
 
     def tell(self, trial: Trial) -> None:
-        """Learn from a trial. One that the board never saw counts as the slowest so far, and as not feasible."""
-        if trial.error:
-            self._study.tell(self._open, state=self._failed)
-            return
-        latency = trial.figures.get(self._budget.percentile)
-        if latency is not None:
-            latency = math.log(max(latency, 1e-6))
-            self._slowest = max(self._slowest, latency)
-        broken = {excess.limit.name: excess for excess in self._budget.broken(trial.figures)}
+        """Learn from a trial. A figure that is not known counts as the worst so far.
+
+        One that failed, or was not worth the board, is not feasible: the sampler keeps away from what is like it.
+        """
+        figures, latency = trial.figures, trial.figures.get(self._budget.percentile)
+        size = figures.get("bytes")
+        values = [
+            None if size is None else math.log(max(size, 1.0)),
+            figures.get("drop"),
+            None if latency is None else math.log(max(latency, 1e-6)),
+        ]
+        pairs = zip(self._worst, values, strict=True)
+        told = [worst if value is None else value for worst, value in pairs]
+        self._worst = [max(worst, value) for worst, value in zip(self._worst, told, strict=True)]
+        broken = {excess.limit.name: excess for excess in self._budget.broken(figures)}
         for name in self._budget.names:
             known = name in broken and broken[name].value is not None
             self._open.set_constraint(name, broken[name].share if known else -1.0)
-        self._open.set_constraint("skipped", 1.0 if trial.skipped else -1.0)
-        size = math.log(max(trial.figures.get("bytes") or 1.0, 1.0))
-        loss = trial.figures.get("drop") or 0.0
-        self._study.tell(self._open, [size, loss, self._slowest if latency is None else latency])
+        self._open.set_constraint("run", 1.0 if trial.error or trial.skipped else -1.0)
+        self._study.tell(self._open, told)
