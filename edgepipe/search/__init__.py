@@ -77,7 +77,7 @@ def run(request: Request, progress: Progress) -> Outcome:
         )
     drop = next((limit.most for limit in request.budget.limits if limit.name == "drop"), None)
     space = Space(source, how.formats, drop=drop, synthetic=how.synthetic)
-    search = _Search(request, work, Sampler(space, request.budget, trials=request.trials), progress)
+    search = _Search(request, work, Sampler(space, request.budget), progress)
     error: EdgepipeError | None = None
     interrupted = False
     try:

@@ -165,7 +165,7 @@ def _place(request: Request, work: Work, verdict: Verdict) -> dict[str, Any]:
     partial.replace(path)
     same = best.final is None or best.final.sha256 == placed.sha256
     note = "" if same else "the file had to be made again and is not byte for byte the one that was measured"
-    return {"artifact": codec.to_dict(placed), "toml": str(path), "note": note}
+    return {"artifact": codec.to_dict(placed), "toml": str(path.absolute()), "note": note}
 
 
 def toml(trial: Trial, why: str) -> str:

@@ -31,32 +31,35 @@ class Sampler:
         UsageError: optuna is not installed.
     """
 
-    def __init__(self, space: Space, budget: Budget, *, trials: int) -> None:
+    def __init__(self, space: Space, budget: Budget) -> None:
         try:
             import optuna
         except ImportError:
             fix = "pip install 'edgepipe[search]'"
             raise UsageError("a search needs optuna, which is not installed", "--search", fix) from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        first = space.first()
-        # At least half of a search is left to the sampler; one plain export for each format always comes first.
-        first = first[: max(trials // 2, len({answers["format"] for answers in first}))]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what optuna calls experimental
-            sampler = optuna.samplers.TPESampler(seed=SEED, n_startup_trials=max(len(first), 5))
+            sampler = optuna.samplers.TPESampler(seed=SEED)
         self._failed = optuna.trial.TrialState.FAIL
         self._study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-        for answers in first:
-            self._study.enqueue_trial(answers)
         self._space, self._budget = space, budget
         self._seen: set[Candidate] = set()
+        self._first = space.first()
+        self._plain = len({answers["format"] for answers in self._first})
         self._rest: Iterator[tuple[Candidate, dict[str, Any]]] = space.every()
         self._chance = random.Random(SEED)  # noqa: S311  nothing to keep secret
         self._open: Any = None
         self._worst = [0.0, 0.0, 0.0]
 
     def ask(self) -> Candidate | None:
-        """The next candidate; None when all there is has been tried. `tell` must follow."""
+        """The next candidate; None when all there is has been tried. `tell` must follow.
+
+        The plain exports come first, then what is worth beginning with takes turns with what the sampler proposes.
+        """
+        mine = len(self._seen) < self._plain or (len(self._seen) - self._plain) % 2 == 0
+        if mine and self._first:
+            self._study.enqueue_trial(self._first.pop(0))
         for _ in range(_TRIES):
             trial = self._study.ask()
             candidate = self._space.draw(trial.suggest_categorical)
