@@ -45,7 +45,7 @@ class Request:
     how: Deploy
     budget: Budget
     folder: Path
-    trials: int = 20
+    trials: int = 30
     minutes: float | None = None
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepipe.budget import Budget
 from edgepipe.errors import UsageError
-from edgepipe.search.space import Candidate, Space
+from edgepipe.search.space import NETWORK, NO, Candidate, Space
 
 if TYPE_CHECKING:
     from edgepipe.search.trials import Trial
@@ -46,7 +46,7 @@ class Sampler:
         self._space, self._budget = space, budget
         self._seen: set[Candidate] = set()
         self._first = space.first()
-        self._plain = len({answers["format"] for answers in self._first})
+        self._quick = sum(answers.get(NETWORK, NO) == NO for answers in self._first)
         self._rest: Iterator[tuple[Candidate, dict[str, Any]]] = space.every()
         self._chance = random.Random(SEED)  # noqa: S311  nothing to keep secret
         self._open: Any = None
@@ -55,9 +55,10 @@ class Sampler:
     def ask(self) -> Candidate | None:
         """The next candidate; None when all there is has been tried. `tell` must follow.
 
-        The plain exports come first, then what is worth beginning with takes turns with what the sampler proposes.
+        What trains nothing comes first: the plain exports and the steps on the file, as they are. Then each step on the
+        network takes its turn with what the sampler proposes.
         """
-        mine = len(self._seen) < self._plain or (len(self._seen) - self._plain) % 2 == 0
+        mine = len(self._seen) < self._quick or (len(self._seen) - self._quick) % 2 == 0
         if mine and self._first:
             self._study.enqueue_trial(self._first.pop(0))
         for _ in range(_TRIES):

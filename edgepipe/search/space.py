@@ -21,6 +21,7 @@ Choose = Callable[[str, Sequence[Any]], Any]
 """Answers a question: its name and its choices, the default first, to one of the choices."""
 
 NOTHING, NO, YES = "-", "no", "yes"
+NETWORK = "network"  # the question whether it is changed
 _SKIPPED = ("null",)
 # Not tried out: how long a step works and what it may lose (that is the user's to say), and what only ever loses
 # against its default (a scale per tensor, no bias correction).
@@ -69,7 +70,7 @@ class Space:
 
         Each further step has its own yes or no, so that drawn by chance short recipes are as frequent as long ones.
         """
-        if not self._changes or choose("network", (NO, YES)) == NO:
+        if not self._changes or choose(NETWORK, (NO, YES)) == NO:
             return [], False
         change = choose("change", tuple(self._changes))
         names = [change]
@@ -114,7 +115,7 @@ class Space:
             for form in self._formats:
                 steps = list(self._files[form])
                 wanted += [{"format": form, f"{form} file": steps[at]}] if at < len(steps) else []
-        wanted += [{"network": YES, "change": change} for change in self._changes]
+        wanted += [{NETWORK: YES, "change": change} for change in self._changes]
         return [answers for given in wanted if (answers := self._answers(given))]
 
     def _answers(self, given: dict[str, Any]) -> dict[str, Any]:
