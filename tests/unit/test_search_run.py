@@ -53,6 +53,7 @@ def model():
     return kit.tiny().folder
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_a_recipe_that_keeps_the_budget(folder, measured):
     limits = "p90<=1s,drop<=50%,bytes<=500k"
     outcome = search_kit.run(model(), folder / "out", limits, TRIALS)
@@ -153,6 +154,7 @@ def test_energy_without_a_meter_ends_the_search_at_once(folder, measured, monkey
     assert len(outcome.document["trials"]) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_the_front_and_the_same_search_goes_on(folder, monkeypatch):
     monkeypatch.setenv("EDGEPIPE_HOME", str(folder / "interrupted"))
     real, seen = bench.measure, []
@@ -175,6 +177,7 @@ def test_ctrl_c_shows_the_front_and_the_same_search_goes_on(folder, monkeypatch)
     assert _measurements()[again.document["trials"][0]["id"]] == 1
 
 
+@pytest.mark.slow
 def test_a_search_killed_at_any_moment_loses_nothing(folder, monkeypatch):
     home = folder / "killed"
     monkeypatch.setenv("EDGEPIPE_HOME", str(home))
