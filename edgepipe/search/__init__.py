@@ -155,11 +155,13 @@ class _Search:
         broken = self.request.budget.broken(trial.figures, HOST, trial.reasons)
         if broken:
             return front.told(broken)
+        timed = [other for other in self.trials if other.measurement and not other.error]
+        same = next((other for other in timed if other.sha256 == trial.sha256), None)
+        if same:
+            return f"the same file as {same.name}"
         alike = arithmetic(candidate)
         rivals = {
-            other.name: other.figures
-            for other in self.trials
-            if other.measurement and not other.error and arithmetic(Candidate(other.recipe, other.format)) == alike
+            other.name: other.figures for other in timed if arithmetic(Candidate(other.recipe, other.format)) == alike
         }
         rival = front.beaten(trial.figures, rivals)
         return f"nowhere better than {rival}, which computes alike" if rival else ""
@@ -191,7 +193,8 @@ class _Search:
             finals.append(self._final(trial))
         kept = self._fit(finals)
         if kept:
-            at, why = front.choose([trial.last for trial in kept], self.request.budget)
+            steps = [len(trial.steps) for trial in kept]
+            at, why = front.choose([trial.last for trial in kept], self.request.budget, steps)
             self.verdict = Verdict(kept[at], reason=self._praise(kept, kept[at], why))
         elif sound and not self.hopeless:
             spoken = [trial for trial in finals if trial.status == "final"]

@@ -23,6 +23,7 @@ Choose = Callable[[str, Sequence[Any]], Any]
 NOTHING, NO, YES = "-", "no", "yes"
 NETWORK = "network"  # the question whether it is changed
 _SKIPPED = ("null",)
+_USUAL = "int8"  # the step on the file that most would add to a changed network
 # Not tried out: how long a step works and what it may lose (that is the user's to say), and what only ever loses
 # against its default (a scale per tensor, no bias correction).
 _FIXED = ("epochs", "samples", "drop", "weights", "bias")
@@ -107,7 +108,8 @@ class Space:
     def first(self) -> list[dict[str, Any]]:
         """Answers worth beginning with: the plain export, each step on the file, then each on the network, as it is.
 
-        Formats take turns, so that a short search sees all of them.
+        Formats take turns, so that a short search sees all of them. What changes the network is then quantised, as one
+        would do by hand, where the data allow.
         """
         longest = max(len(steps) for steps in self._files.values())
         wanted: list[dict[str, Any]] = [{"format": form} for form in self._formats]
@@ -115,15 +117,20 @@ class Space:
             for form in self._formats:
                 steps = list(self._files[form])
                 wanted += [{"format": form, f"{form} file": steps[at]}] if at < len(steps) else []
-        wanted += [{NETWORK: YES, "change": change} for change in self._changes]
-        return [answers for given in wanted if (answers := self._answers(given))]
+        found = [answers for given in wanted if (answers := self._answers(given))]
+        for change in self._changes:
+            given = {NETWORK: YES, "change": change}
+            answers = self._answers({**given, f"{self._formats[0]} file": _USUAL}) or self._answers(given)
+            found += [answers] if answers else []
+        return found
 
     def _answers(self, given: dict[str, Any]) -> dict[str, Any]:
         """All answers of the recipe in which what is not ``given`` stays at its default; empty where there is none."""
         found: dict[str, Any] = {}
 
         def choose(name: str, choices: Sequence[Any]) -> Any:
-            return found.setdefault(name, given.get(name, choices[0]))
+            wanted = given.get(name, choices[0])
+            return found.setdefault(name, wanted if wanted in choices else choices[0])
 
         return found if self.draw(choose) else {}
 

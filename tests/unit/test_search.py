@@ -3,14 +3,16 @@
 import itertools
 import random
 import tomllib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepipe import budget, recipe
+from edgepipe import budget, recipe, search
 from edgepipe.journal import Journal
+from edgepipe.schema import Measurement
 from edgepipe.search import front, output, trials
 from edgepipe.search.sampler import Sampler
 from edgepipe.search.space import Candidate, Space, arithmetic, knobs
@@ -75,6 +77,26 @@ def test_what_is_not_known_beats_nobody_and_is_not_beaten(missing):
     assert front.beaten(whole, {"other": {**whole, missing: None}}) is None
 
 
+def test_the_board_is_spared_what_it_has_measured_or_what_cant_be_better():
+    host = {"bytes": 90.0, "drop": 0.01, "macs": 5.0}
+
+    def made(text, sha, **figures):
+        return Trial(sha, text, "onnx", figures={**host, **figures}, sha256=sha)
+
+    timed = replace(made("int8", "a"), measurement=Measurement("ok", "short", 1))
+    request = SimpleNamespace(budget=budget.parse("bytes<=100"))
+    found = search._Search(request, None, None, None, [timed, made("int8:entropy", "b", drop=0.0)])
+
+    def skip(trial):
+        return found._skip(Candidate(trial.recipe, trial.format), trial)
+
+    assert skip(made("mixed", "a")) == "the same file as int8 onnx"
+    assert skip(made("int8:percentile", "c")) == "nowhere better than int8 onnx, which computes alike"
+    assert skip(made("int8:percentile", "c", drop=0.005)) == ""  # what was not measured stands for nothing
+    assert skip(made("int8:w8a16", "d")) == ""
+    assert skip(made("int8:percentile", "c", bytes=120.0)) == "bytes 120 B > 100 B"
+
+
 # The choice
 
 
@@ -101,6 +123,13 @@ def test_what_has_no_limit_is_what_counts():
     assert front.choose(points, budget.parse("drop<=2%,bytes<=50,energy<=1mJ"))[1] == "the least size x error"
     timed = [{**point, "p50": point["p90"]} for point in points]
     assert front.choose(timed, budget.parse("drop<=2%,bytes<=50")) == (2, "the fastest")
+
+
+def test_among_the_nearly_best_the_simplest_is_chosen():
+    points = [{"bytes": 100.0, "drop": 0.0, "accuracy": 0.9, "p50": time} for time in (1.00, 1.03, 1.20)]
+    limits = budget.parse("drop<=1%,bytes<=1k")
+    assert front.choose(points, limits, [3, 2, 1]) == (1, "the fewest steps within 5% of the fastest")
+    assert front.choose(points, limits, [2, 2, 1]) == (0, "the fastest")
 
 
 def test_the_nearest_breaks_fewest_unknowns_then_least():
