@@ -21,8 +21,13 @@ def names(kind: str) -> tuple[str, ...]:
     """
     package = importlib.import_module(f"edgepipe.{kind}")
     found = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
-    found |= {point.name for point in metadata.entry_points(group=f"edgepipe.{kind}")}
-    return tuple(sorted(found))
+    return tuple(sorted(found | _points(kind).keys()))
+
+
+@cache
+def _points(kind: str) -> dict[str, str]:
+    """Plug-ins of other packages: name -> module. Asking takes milliseconds, and a search asks often."""
+    return {point.name: point.value for point in metadata.entry_points(group=f"edgepipe.{kind}")}
 
 
 def load(kind: str, name: str, part: str = "") -> ModuleType:
@@ -33,8 +38,7 @@ def load(kind: str, name: str, part: str = "") -> ModuleType:
     """
     if name not in names(kind):
         raise unknown(kind.rsplit(".", 1)[-1], name, names(kind))
-    points = {point.name: point.value for point in metadata.entry_points(group=f"edgepipe.{kind}")}
-    module = points.get(name, f"edgepipe.{kind}.{name}")
+    module = _points(kind).get(name, f"edgepipe.{kind}.{name}")
     path = f"{module}.{part}" if part else module
     if part and importlib.util.find_spec(path) is None:
         raise UsageError(f"{name} can't {part}", f"{kind}/{name}", f"choose another of: {', '.join(names(kind))}")

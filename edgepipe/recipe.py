@@ -185,7 +185,6 @@ class StepOf:
         self.DEFAULTS = module.DEFAULTS[step]
         self.CHOICES = getattr(module, "CHOICES", {}).get(step, {})
         self.LIMITS = getattr(module, "LIMITS", {}).get(step, {})
-        self.SEARCH = getattr(module, "SEARCH", {}).get(step, {})
 
 
 def _completed(recipe: Recipe) -> Recipe:

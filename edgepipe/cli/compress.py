@@ -31,7 +31,7 @@ def command(
     target: TimedOn = "local",
     search: Annotated[bool, typer.Option("--search", help="Find a recipe, with the target in the loop.")] = False,
     budget: search_options.Budget = "",
-    trials: search_options.Trials = 20,
+    trials: search_options.Trials = 30,
     minutes: search_options.Minutes = 0.0,
     profile: search_options.Profile = "quick",
     host: options.Host = "",

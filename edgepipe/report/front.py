@@ -38,7 +38,9 @@ def show(document: Document, console: Console) -> None:
         table.add_column(column, justify="left" if at < 2 else "right", overflow="fold", no_wrap=at > 1)  # noqa: PLR2004
     table.add_column("")
     best = (document["recommended"] or {}).get("trial")
-    for point in document["front"]:
+    listed = [point["trial"] for point in document["front"]]
+    simpler = [document["recommended"]] if best is not None and best not in listed else []  # nearly on the front
+    for point in [*document["front"], *simpler]:
         word = "recommended" if point["trial"] == best else "" if point["keeps_budget"] else "over budget"
         style = "green" if word == "recommended" else ""
         table.add_row(*(Text(plain(text), style) for text in _cells(point, columns)), Text(word, style or "yellow"))

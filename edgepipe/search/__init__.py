@@ -38,14 +38,14 @@ FINALISTS = 5
 class Request:
     """What to search and where. ``how`` says model, target, formats, the profile of the last word, threads, batch.
 
-    ``trials`` is how many candidates are looked at in all, those known from before included; ``minutes`` after which
-    no new one is begun, None for no such limit. ``folder`` is where the result goes.
+    ``trials`` is how many candidates are looked at in all, those known from before included, those refused at no cost
+    not; ``minutes`` after which no new one is begun, None for no such limit. ``folder`` is where the result goes.
     """
 
     how: Deploy
     budget: Budget
     folder: Path
-    trials: int = 20
+    trials: int = 30
     minutes: float | None = None
 
 
@@ -75,8 +75,9 @@ def run(request: Request, progress: Progress) -> Outcome:
         raise UsageError(
             f"the drop can't be seen: {source.name} has no validation or calibration data", "--budget", fix
         )
-    space = Space(source, how.formats, synthetic=how.synthetic)
-    search = _Search(request, work, Sampler(space, request.budget, trials=request.trials), progress)
+    drop = next((limit.most for limit in request.budget.limits if limit.name == "drop"), None)
+    space = Space(source, how.formats, drop=drop, synthetic=how.synthetic)
+    search = _Search(request, work, Sampler(space, request.budget), progress)
     error: EdgepipeError | None = None
     interrupted = False
     try:
@@ -116,8 +117,8 @@ class _Search:
         until = None if self.request.minutes is None else time.monotonic() + 60 * self.request.minutes
         title = f"search {self.work.source.name} on {self.request.how.target}"
         with self.progress.task(title, "trials") as task:
-            while len(self.trials) < count and (until is None or time.monotonic() < until):
-                task.update(len(self.trials), count)
+            while self._counted() < count and (until is None or time.monotonic() < until):
+                task.update(self._counted(), count)
                 candidate = self.sampler.ask()
                 if candidate is None:
                     self.progress.note("every recipe there is has been tried")
@@ -125,15 +126,23 @@ class _Search:
                 trial = self._try(candidate)
                 self.trials.append(trial)
                 self.sampler.tell(trial)
-                self.progress.note(f"{len(self.trials)}/{count}  {output.line(trial, budget)}")
+                self.progress.note(f"{self._counted()}/{count}  {output.line(trial, budget)}")
                 if self._is_hopeless(trial):
                     break
-            task.update(len(self.trials), count)
+            task.update(self._counted(), count)
+
+    def _counted(self) -> int:
+        """How many candidates were looked at; of those a step refused, only what is beyond twice as many."""
+        refused = sum(trial.error.get("kind") == UsageError.__name__ for trial in self.trials)
+        return len(self.trials) - min(refused, 2 * self.request.trials)
 
     def _try(self, candidate: Candidate) -> Trial:
         """Take a candidate as far as it deserves, and no step that is known already."""
-        name = self.work.key(candidate)
-        trial = trials.known(self.journal, name) or trials.keep(self.journal, self.work.on_host(candidate))
+        trial = trials.known(self.journal, self.work.key(candidate))
+        if trial is None:
+            trial = trials.keep(self.journal, self.work.on_host(candidate))
+        if trial.final and trial.final.key != self.work.final_key:
+            trial = replace(trial, final=None)  # that word was spoken under other circumstances
         if trial.error or trial.measurement:
             return trial
         skipped = self._skip(candidate, trial)
@@ -146,11 +155,13 @@ class _Search:
         broken = self.request.budget.broken(trial.figures, HOST, trial.reasons)
         if broken:
             return front.told(broken)
+        timed = [other for other in self.trials if other.measurement and not other.error]
+        same = next((other for other in timed if other.sha256 == trial.sha256), None)
+        if same:
+            return f"the same file as {same.name}"
         alike = arithmetic(candidate)
         rivals = {
-            other.name: other.figures
-            for other in self.trials
-            if other.measurement and not other.error and arithmetic(Candidate(other.recipe, other.format)) == alike
+            other.name: other.figures for other in timed if arithmetic(Candidate(other.recipe, other.format)) == alike
         }
         rival = front.beaten(trial.figures, rivals)
         return f"nowhere better than {rival}, which computes alike" if rival else ""
@@ -174,16 +185,17 @@ class _Search:
         """Speak the last word on the best candidates, and choose one of those that keep the budget."""
         sound = [trial for trial in self.trials if not trial.error]
         fit = [trial for trial in sound if trial.measurement and not self.request.budget.broken(trial.figures)]
-        ranked = self._ranked(fit)
+        best, others = self._ranked(fit)
         finals: list[Trial] = []
-        for trial in ranked:
-            if len(finals) >= FINALISTS and self._fit(finals):
+        for at, trial in enumerate([*best, *others]):
+            if (at >= min(FINALISTS, len(best)) and self._fit(finals)) or at >= 2 * FINALISTS:
                 break
             finals.append(self._final(trial))
         kept = self._fit(finals)
         if kept:
-            best, why = front.choose([trial.last for trial in kept], self.request.budget)
-            self.verdict = Verdict(kept[best], reason=self._praise(kept, kept[best], why))
+            steps = [len(trial.steps) for trial in kept]
+            at, why = front.choose([trial.last for trial in kept], self.request.budget, steps)
+            self.verdict = Verdict(kept[at], reason=self._praise(kept, kept[at], why))
         elif sound and not self.hopeless:
             spoken = [trial for trial in finals if trial.status == "final"]
             self.verdict = Verdict(nearest=self._nearest(spoken or finals or sound))
@@ -191,19 +203,21 @@ class _Search:
     def _fit(self, finals: Sequence[Trial]) -> list[Trial]:
         return [trial for trial in finals if trial.status == "final" and not self._broken(trial)]
 
-    def _ranked(self, fit: list[Trial]) -> list[Trial]:
-        """The front first, then the others, each by how much they would be recommended."""
-        names = front.known([trial.figures for trial in fit], front.objectives(self.request.budget))
-        best = set(front.front([trial.figures for trial in fit], names))
+    def _ranked(self, fit: list[Trial]) -> tuple[list[Trial], list[Trial]]:
+        """The front and the others, each by how much they would be recommended."""
+        figures = [trial.figures for trial in fit]
+        best = set(front.front(figures, front.known(figures, front.objectives(self.request.budget))))
         groups = (
             [trial for at, trial in enumerate(fit) if at in best],
             [trial for at, trial in enumerate(fit) if at not in best],
         )
+        return self._ordered(groups[0]), self._ordered(groups[1])
+
+    def _ordered(self, group: list[Trial]) -> list[Trial]:
         found: list[Trial] = []
-        for group in groups:
-            while group:
-                at, _ = front.choose([trial.figures for trial in group], self.request.budget)
-                found.append(group.pop(at))
+        while group:
+            at, _ = front.choose([trial.figures for trial in group], self.request.budget)
+            found.append(group.pop(at))
         return found
 
     def _nearest(self, pool: list[Trial]) -> Trial:
@@ -213,8 +227,7 @@ class _Search:
 
     def _final(self, trial: Trial) -> Trial:
         """The trial with the last word on it, from the journal where it has been spoken."""
-        known = trial.final
-        if known is None or known.key != self.work.final_key or known.error:
+        if trial.final is None or trial.final.error:
             spoken = self.work.final(trial)
             self.trials[self.trials.index(trial)] = trial = trials.keep(self.journal, spoken)
         return trial

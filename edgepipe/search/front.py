@@ -14,6 +14,7 @@ PROXIES = ("bytes", "drop", "macs")
 """What is known of a candidate before it runs, and tells two of the same arithmetic apart."""
 
 _LEAST_ERROR = 1e-3  # below it a metric's error is luck, and must not win by its logarithm
+_ALIKE = 0.05
 _BEST = {"bytes": "smallest", "drop": "most accurate", "energy": "most frugal"}
 _WORDS = {"bytes": "size", "drop": "error", "energy": "energy"}
 
@@ -54,12 +55,13 @@ def beaten(figures: Figures, rivals: Mapping[str, Figures]) -> str | None:
     return None
 
 
-def choose(points: Sequence[Figures], budget: Budget) -> tuple[int, str]:
+def choose(points: Sequence[Figures], budget: Budget, steps: Sequence[int] = ()) -> tuple[int, str]:
     """The place of the point to recommend among those that keep the budget, and why.
 
     A limit says what is good enough, so what counts is what has none: the least product of those costs. Where all are
     limited, or none is, all count. The product of ratios needs no weights: halving the time is worth as much as
-    halving the file or the share of wrong answers.
+    halving the file or the share of wrong answers. Among those within 5 % of it, where a few samples or a restless
+    board would decide, the one with the fewest ``steps`` wins.
     """
     names = known(points, objectives(budget))
     free = [name for name in names if not _limited(name, budget)] or list(names)
@@ -69,10 +71,11 @@ def choose(points: Sequence[Figures], budget: Budget) -> tuple[int, str]:
         return (sum(_log(point, name) for name in free), *(_value(point, name) for name in names))
 
     best = min(range(len(points)), key=cost)
-    if len(free) == 1:
-        return best, f"the {_BEST.get(free[0], 'fastest')}"
-    words = [_WORDS.get(name, "time") for name in free]
-    return best, f"the least {' x '.join(words)}"
+    alike = [at for at in range(len(points)) if cost(at)[0] <= cost(best)[0] + math.log1p(_ALIKE)]
+    simplest = min(alike, key=lambda at: (steps[at] if steps else 0, cost(at)))
+    words = " x ".join(_WORDS.get(name, "time") for name in free)
+    why = f"the {_BEST.get(free[0], 'fastest')}" if len(free) == 1 else f"the least {words}"
+    return simplest, why if simplest == best else f"the fewest steps within {_ALIKE:.0%} of {why}"
 
 
 def nearest(points: Sequence[Figures], budget: Budget) -> int:

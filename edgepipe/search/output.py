@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +68,12 @@ def write(request: Request, work: Work, trials: list[Trial], verdict: Verdict) -
 def _document(request: Request, work: Work, trials: list[Trial], verdict: Verdict) -> dict[str, Any]:
     number = {trial.id: at for at, trial in enumerate(trials, 1)}
 
-    def point(trial: Trial | None) -> dict[str, Any] | None:
+    def point(trial: Trial | None, basis: str = "final") -> dict[str, Any] | None:
         if trial is None:
             return None
+        seen = trial if basis == "final" else replace(trial, final=None)
         name = {"trial": number[trial.id], "recipe": trial.recipe, "format": trial.format, "status": trial.status}
-        return {**name, **_numbers(trial.last), "reasons": trial.why, "keeps_budget": _keeps(trial, request.budget)}
+        return {**name, **_numbers(seen.last), "reasons": seen.why, "keeps_budget": _keeps(seen, request.budget)}
 
     basis, best = _front(trials, request.budget, verdict)
     dataset, budget = work.dataset, request.budget
@@ -95,7 +96,7 @@ def _document(request: Request, work: Work, trials: list[Trial], verdict: Verdic
         "profiles": {"search": codec.to_dict(work.short), "final": codec.to_dict(work.full)},
         "trials": [_row(trial, at, request.budget) for at, trial in enumerate(trials, 1)],
         "front_basis": basis,
-        "front": [point(trial) for trial in best],
+        "front": [point(trial, basis) for trial in best],
         "recommended": point(verdict.best),
         "nearest": point(verdict.nearest),
         "reason": verdict.reason,
@@ -164,7 +165,7 @@ def _place(request: Request, work: Work, verdict: Verdict) -> dict[str, Any]:
     partial.replace(path)
     same = best.final is None or best.final.sha256 == placed.sha256
     note = "" if same else "the file had to be made again and is not byte for byte the one that was measured"
-    return {"artifact": codec.to_dict(placed), "toml": str(path), "note": note}
+    return {"artifact": codec.to_dict(placed), "toml": str(path.absolute()), "note": note}
 
 
 def toml(trial: Trial, why: str) -> str:

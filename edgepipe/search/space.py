@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 Choose = Callable[[str, Sequence[Any]], Any]
 """Answers a question: its name and its choices, the default first, to one of the choices."""
 
-NOTHING = "-"
+NOTHING, NO, YES = "-", "no", "yes"
+NETWORK = "network"  # the question whether it is changed
 _SKIPPED = ("null",)
-_LENGTH = ("epochs", "samples")  # how long a step works, which is the user's to say and not a knob of the result
+_USUAL = "int8"  # the step on the file that most would add to a changed network
+# Not tried out: how long a step works and what it may lose (that is the user's to say), and what only ever loses
+# against its default (a scale per tensor, no bias correction).
+_FIXED = ("epochs", "samples", "drop", "weights", "bias")
 # Parameters of a file step that change the numbers in the file and not the arithmetic a runtime does with them.
 _NUMBERS_ONLY = ("method", "samples", "percentile", "bias")
 
@@ -39,10 +43,12 @@ class Candidate:
 
 
 class Space:
-    """Everything that can be tried for a model."""
+    """Everything that can be tried for a model. ``drop`` is the loss allowed to steps that ask how much it may be."""
 
-    def __init__(self, model: Model, formats: Sequence[str], *, synthetic: bool = False) -> None:
-        self._model, self._formats, self._synthetic = model, tuple(formats), synthetic
+    def __init__(
+        self, model: Model, formats: Sequence[str], *, drop: float | None = None, synthetic: bool = False
+    ) -> None:
+        self._model, self._formats, self._drop, self._synthetic = model, tuple(formats), drop, synthetic
         steps = {name: step for name, step in recipe.network_steps().items() if name not in _SKIPPED}
         self._changes = {name: step for name, step in steps.items() if not _repairs(step)}
         self._repairs = [name for name, step in steps.items() if _repairs(step)]
@@ -53,20 +59,44 @@ class Space:
     def draw(self, choose: Choose) -> Candidate | None:
         """Ask the questions of one recipe; None where the answers don't go together, or the model lacks the data."""
         form = choose("format", self._formats)
-        change = choose("change", (NOTHING, *self._changes)) if self._changes else NOTHING
-        first = choose("before", (NOTHING, *self._cheap)) if change != NOTHING and self._cheap else NOTHING
-        if first == change != NOTHING:
-            return None
-        parts = [_part(name, name, self._changes[name], choose) for name in (first, change) if name != NOTHING]
-        completed = change != NOTHING and bool(getattr(self._changes[change], "THEN", ""))
-        if change != NOTHING and self._repairs and not completed:
-            repair = choose("repair", (NOTHING, *self._repairs))
-            parts += [repair] if repair != NOTHING else []
+        parts, completed = self._network(choose)
         if not completed:
             file = choose(f"{form} file", (NOTHING, *self._files[form]))
             if file != NOTHING:
-                parts.append(_part(f"{form} {file}", file, self._files[form][file], choose))
+                parts.append(self._part(f"{form} {file}", file, self._files[form][file], choose))
         return self._candidate("+".join(parts) or recipe.BASELINE, form)
+
+    def _network(self, choose: Choose) -> tuple[list[str], bool]:
+        """The steps on the network, and whether they bring their own step on the file.
+
+        Each further step has its own yes or no, so that drawn by chance short recipes are as frequent as long ones.
+        """
+        if not self._changes or choose(NETWORK, (NO, YES)) == NO:
+            return [], False
+        change = choose("change", tuple(self._changes))
+        names = [change]
+        before = [name for name in self._cheap if name != change]
+        if before and choose("prepare", (NO, YES)) == YES:
+            names.insert(0, choose(f"before {change}", tuple(before)))
+        steps = [self._part(name, name, self._changes[name], choose) for name in names]
+        if getattr(self._changes[change], "THEN", ""):
+            return steps, True
+        if self._repairs and choose("repair", (NO, YES)) == YES:
+            steps.append(choose("repair by", tuple(self._repairs)))
+        return steps, False
+
+    def _part(self, question: str, name: str, tables: Any, choose: Choose) -> str:
+        """A step as a recipe writes it: a leading number, and what differs from the defaults."""
+        words, leading = [], next(iter(tables.DEFAULTS), "")
+        if self._drop is not None and "drop" in tables.DEFAULTS:
+            words.append(f"drop={self._drop!r}")
+        for key, values in knobs(tables).items():
+            value = choose(f"{question} {key}", values)
+            if key == leading and isinstance(value, float):
+                words.insert(0, repr(value))
+            elif value != values[0]:
+                words.append(f"{key}={value}")
+        return f"{name}:{','.join(words)}" if words else name
 
     def _candidate(self, text: str, form: str) -> Candidate | None:
         try:
@@ -78,7 +108,8 @@ class Space:
     def first(self) -> list[dict[str, Any]]:
         """Answers worth beginning with: the plain export, each step on the file, then each on the network, as it is.
 
-        Formats take turns, so that a short search sees all of them.
+        Formats take turns, so that a short search sees all of them. What changes the network is then quantised, as one
+        would do by hand, where the data allow.
         """
         longest = max(len(steps) for steps in self._files.values())
         wanted: list[dict[str, Any]] = [{"format": form} for form in self._formats]
@@ -86,15 +117,20 @@ class Space:
             for form in self._formats:
                 steps = list(self._files[form])
                 wanted += [{"format": form, f"{form} file": steps[at]}] if at < len(steps) else []
-        wanted += [{"change": change} for change in self._changes]
-        return [answers for given in wanted if (answers := self._answers(given))]
+        found = [answers for given in wanted if (answers := self._answers(given))]
+        for change in self._changes:
+            given = {NETWORK: YES, "change": change}
+            answers = self._answers({**given, f"{self._formats[0]} file": _USUAL}) or self._answers(given)
+            found += [answers] if answers else []
+        return found
 
     def _answers(self, given: dict[str, Any]) -> dict[str, Any]:
         """All answers of the recipe in which what is not ``given`` stays at its default; empty where there is none."""
         found: dict[str, Any] = {}
 
         def choose(name: str, choices: Sequence[Any]) -> Any:
-            return found.setdefault(name, given.get(name, choices[0]))
+            wanted = given.get(name, choices[0])
+            return found.setdefault(name, wanted if wanted in choices else choices[0])
 
         return found if self.draw(choose) else {}
 
@@ -144,19 +180,19 @@ def arithmetic(candidate: Candidate) -> str:
 def knobs(tables: Any) -> dict[str, tuple[Any, ...]]:
     """The parameters of a step that are worth trying, each with its values, the default first.
 
-    A step may name its own in ``SEARCH``. Else these are all parameters that are words with a choice, and the first
-    parameter where it is a number: from its default halfway to either limit, or half and twice a count.
+    These are the parameters that are words with a choice, and the first one where it is a number: from its default
+    halfway to either limit, or half and twice a count.
     """
     found: dict[str, tuple[Any, ...]] = {}
-    own: dict[str, tuple[Any, ...]] = getattr(tables, "SEARCH", {})
     choices: dict[str, tuple[str, ...]] = getattr(tables, "CHOICES", {})
     limits: dict[str, tuple[float, float]] = getattr(tables, "LIMITS", {})
     for at, (name, default) in enumerate(tables.DEFAULTS.items()):
-        if name in own or name in choices:
-            values: Sequence[Any] = own.get(name) or choices[name]
-        elif at == 0 and name not in _LENGTH and not isinstance(default, (str, bool)):
+        if name in _FIXED:
+            continue
+        values: Sequence[Any] = choices.get(name, ())
+        if at == 0 and not isinstance(default, str):
             values = _numbers(default, limits.get(name))
-        else:
+        if not values:
             continue
         found[name] = tuple(dict.fromkeys((default, *values)))
     return found
@@ -170,19 +206,6 @@ def _numbers(default: float, limits: tuple[float, float] | None) -> list[float]:
     if not low <= default <= high:
         return []
     return [float(f"{(default + end) / 2:.3g}") for end in (low, high)]
-
-
-def _part(question: str, name: str, tables: Any, choose: Choose) -> str:
-    """A step as a recipe writes it: what differs from the defaults, and always a leading number."""
-    words = []
-    for at, (key, values) in enumerate(knobs(tables).items()):
-        value = choose(f"{question} {key}", values)
-        leading = at == 0 and key == next(iter(tables.DEFAULTS)) and isinstance(value, float)
-        if leading:
-            words.append(f"{value!r}")
-        elif value != values[0]:
-            words.append(f"{key}={value}")
-    return f"{name}:{','.join(words)}" if words else name
 
 
 def _repairs(step: ModuleType) -> bool:
