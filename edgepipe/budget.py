@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from edgepipe import plugins
+from edgepipe import plugins, stats
 from edgepipe.errors import UsageError
 
 Figures = Mapping[str, float | None]
@@ -18,7 +18,6 @@ PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 HOST = ("bytes", "gzip", "parameters", "macs", "drop")
 """Measures that are known before any board is asked."""
 
-_ROUNDING = 1e-12
 _POINT = 0.01  # a limit on the drop near 0 is exceeded "once over" by one point of the metric
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(<=|≤)\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*\Z")
 _COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -123,7 +122,7 @@ class Budget:
         found = []
         for limit in self.limits:
             value = figures.get(limit.name)
-            if limit.name not in wanted or (value is not None and value <= limit.most + _ROUNDING):
+            if limit.name not in wanted or (value is not None and stats.within(value, limit.most)):
                 continue
             share = math.inf if value is None else (value - limit.most) / _scale(limit)
             found.append(Excess(limit, value, share, (reasons or {}).get(limit.name, "")))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What to export, and where to."""
+    """What to export, and where to; ``weigh`` makes each changed network's plain twin too, to hold it against."""
 
     model: str
     formats: tuple[str, ...]
@@ -36,13 +36,15 @@ class Request:
     evaluation: str = "auto"
     input_shape: list[int] | None = None
     synthetic: bool = False
+    weigh: bool = False
 
 
 @dataclass(frozen=True)
 class Export:
     """One exported and verified file. ``ladder`` is None where the model has no data to verify on.
 
-    ``plain`` is the same recipe without its network steps, where it has any; ``payoff`` what those steps bought.
+    ``plain`` is the same recipe without its network steps, where it has any and they are to be weighed; ``payoff`` is
+    what those steps bought.
     """
 
     model: Model
@@ -101,7 +103,7 @@ def convert(request: Request, progress: Progress) -> Result:
     )
     done = []
     for format_name in request.formats:
-        item = prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop)
+        item = prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, request.weigh)
         if item.ladder:
             verify.judge(item.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}")
         done.append(item)
@@ -120,6 +122,7 @@ def prepare(
     dataset: Dataset | None,
     progress: Progress,
     max_drop: float | None = None,
+    weigh: bool = False,
 ) -> Export:
     """Make one format of a model by a recipe, with the accuracy after each step, and climb the host's ladder.
 
@@ -129,7 +132,7 @@ def prepare(
     """
     evaluate, judge = verify.scorer(source, dataset), verify.judge_of(source)
     made = export.make(source, recipe, format_name, wanted, progress, evaluate, max_drop=max_drop, judge=judge)
-    rest = recipes.without_network(recipe)
+    rest = recipes.without_network(recipe) if weigh else None
     plain = export.make(source, rest, format_name, wanted, progress, max_drop=max_drop, judge=judge) if rest else None
     if dataset is None:
         return Export(source, made, None, made.artifact, plain)

@@ -7,7 +7,7 @@ import hashlib
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -66,6 +66,11 @@ class Dataset:
     labels: np.ndarray[Any, Any] | None
     layout: str
     sha256: str
+
+    def first(self, count: int) -> Dataset:
+        """The first ``count`` samples, as a set with an identity of its own."""
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, inputs=self.inputs[:count], labels=labels, sha256=f"{self.sha256}/{count}")
 
 
 class _Model(Protocol):

@@ -174,7 +174,7 @@ def _prepare(
 ) -> _Candidate:
     """Compress, export and verify on the host, for what this board's runtime can load."""
     wanted = options_for(request, target, facts)
-    made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop)
+    made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, weigh=True)
     manifest = bench.manifest_of(made.artifact)
     report = _report(source.facts, made.artifact, facts, request.target, manifest)
     report = replace(report, recipe=request.recipe, steps=made.made.steps)
@@ -231,14 +231,11 @@ def _measure(candidate: _Candidate, request: Request, client: BoardClient, progr
     """Time the staged release; keep the record at once, whatever becomes of the rest."""
     result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress)
     candidate.report = replace(candidate.report, measurement=result)
-    made = candidate.export
-    if made and made.plain and result.latency_ms:
-        ratio = honesty.in_turns(
-            client, made.plain.artifact, made.artifact, request.options, candidate.inputs, progress
-        )
-        weighed = honesty.payoff(made.made, made.plain, candidate.manifest.runtime, ratio)
-        candidate.report = replace(candidate.report, pruning=weighed)
     _keep(candidate)
+    if candidate.export and candidate.export.plain and result.latency_ms:
+        weighed = honesty.weighed(candidate.export, client, request.options, candidate.inputs, progress)
+        candidate.report = replace(candidate.report, pruning=weighed.payoff)
+        _keep(candidate)
     where = f"{candidate.manifest.name} on {request.target}"
     if result.status in {"failed", "timeout"}:
         kind = DeadlineError if result.status == "timeout" else BoardError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgepipe import artifact, mixed, plugins, recipe
+from edgepipe import artifact, mixed, plugins, recipe, stats
 from edgepipe.artifact import ExportOptions, Output
 from edgepipe.cache import Cache
 from edgepipe.errors import GateError, UsageError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from edgepipe.recipe import Action, Plan
 
 Evaluate = Callable[[Artifact], float | None]
-_ROUNDING = 1e-12
 
 __all__ = ["ExportOptions", "Made", "artifact_of_file", "check", "formats", "make"]
 
@@ -248,7 +247,7 @@ class _Walk:
     def _gate(self, action: Action) -> None:
         """Hold the step just done against the plain export."""
         first, last = self.steps[0].accuracy, self.steps[-1].accuracy
-        if self.max_drop is None or first is None or last is None or first - last <= self.max_drop + _ROUNDING:
+        if self.max_drop is None or first is None or last is None or stats.within(first - last, self.max_drop):
             return
         after = [*self.plan.network, *self.plan.file][len(self.steps) - 1 :]
         if after and getattr(after[0].module, "REPAIRS", False):

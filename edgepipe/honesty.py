@@ -88,7 +88,20 @@ def _weighed(item: Export, client: BoardClient, target: str, progress: Progress)
         return item
     try:
         bench.check_runtimes(client.hello().board, [item.artifact.format], target)
-        ratio = in_turns(client, item.plain.artifact, item.artifact, RunOptions(), None, progress)
+    except EdgepipeError as error:
+        return _with(item, Bound(None, reason=error.what))
+    return weighed(item, client, RunOptions(), None, progress)
+
+
+def weighed(item: Export, client: BoardClient, options: RunOptions, inputs: str | None, progress: Progress) -> Export:
+    """The export with its payoff, as `in_turns` finds it; unchanged where there is no plain twin.
+
+    What goes wrong leaves the ratio null, with the reason: it says nothing on what was measured before.
+    """
+    if item.plain is None:
+        return item
+    try:
+        ratio = in_turns(client, item.plain.artifact, item.artifact, options, inputs, progress)
     except EdgepipeError as error:
         ratio = Bound(None, reason=error.what)
     return _with(item, ratio)

@@ -103,7 +103,7 @@ def work(
 def _context(source: Model, needs: str, keep: Keep) -> Context:
     for parameter in source.module.parameters():
         parameter.requires_grad_(False)
-    task = plugins.load("tasks", source.task.replace("-", "_"))
+    task = plugins.task(source.task)
     training = data.training(source) if needs == "training" else None
     calibrated = needs and source.data and source.data.calibration
     return Context(

@@ -45,6 +45,11 @@ def load(kind: str, name: str, part: str = "") -> ModuleType:
     return importlib.import_module(path)
 
 
+def task(name: str) -> ModuleType:
+    """The plug-in of a task, e.g. of ``image-classification``."""
+    return load("tasks", name.replace("-", "_"))
+
+
 def unknown(noun: str, name: str, known: tuple[str, ...] | list[str]) -> UsageError:
     """The error for a name nobody knows: it lists the near names first, else all."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

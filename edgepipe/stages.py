@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgepipe import artifact, channels, data, dataflow, edits, isolate, network, plugins, training
@@ -85,14 +86,14 @@ class Stages:
 
         The result's identity is that of its parent and of all that went into the step.
         """
-        task = plugins.load("tasks", self.model.task.replace("-", "_"))
+        task = plugins.task(self.model.task)
         entry = key(
             "compress",
             parent=model.identity,
             step=action.name,
             params=params,
             data=data.fingerprint(self.model, action.module.needs(params)),
-            code=code(*(part.__file__ for part in (action.module, task, *_TRAINING)), *_shared(action)),
+            code=code(*(part.__file__ for part in (action.module, task, *_TRAINING)), *_shared(action.module)),
             versions=versions(("torch", *action.module.LIBRARIES)),
         )
 
@@ -163,7 +164,7 @@ class Stages:
             finally:
                 if path:
                     path.unlink(missing_ok=True)
-            if dataset and dataset.name.startswith("synthetic"):
+            if dataset and self._made_up(model):
                 return replace(output, note=f"calibrated on {dataset.name}; {output.note}")
             return output
 
@@ -172,8 +173,8 @@ class Stages:
     @staticmethod
     def _key(kind: str, parent: str, module: Any, **parts: Any) -> str:
         """Hash what goes into a stage; the code of the plug-in's whole folder is part of it."""
-        sources = sorted(Path(module.__file__).parent.glob("*.py"))
-        return key(kind, parent=parent, versions=versions(module.LIBRARIES), code=code(*sources, __file__), **parts)
+        sources = [*sorted(Path(module.__file__).parent.glob("*.py")), *_shared(plugins), Path(__file__)]
+        return key(kind, parent=parent, versions=versions(module.LIBRARIES), code=code(*sources), **parts)
 
     def _stage(
         self,
@@ -205,14 +206,15 @@ class Stages:
         return FileStage(entry, artifact.load(folder), _read(folder), cached)
 
     def _calibration(self, model: Model) -> data.Dataset:
-        if self.options.synthetic and not (model.data and model.data.calibration):
-            return data.synthetic(model)
-        return data.calibration(model)
+        return data.synthetic(model) if self._made_up(model) else data.calibration(model)
+
+    def _made_up(self, model: Model) -> bool:
+        return self.options.synthetic and not (model.data and model.data.calibration)
 
 
-def _shared(action: Action) -> list[Path]:
-    """What the steps of a folder share: files whose names begin with an underscore."""
-    return sorted(Path(str(action.module.__file__)).parent.glob("_[!_]*.py"))
+def _shared(module: ModuleType) -> list[Path]:
+    """What the plug-ins of a folder share: files whose names begin with an underscore."""
+    return sorted(Path(str(module.__file__)).parent.glob("_[!_]*.py"))
 
 
 def _facts(made: Artifact) -> dict[str, Any]:

@@ -22,6 +22,8 @@ MIN_BLOCKS = 10
 _CERTAIN = 0.5  # below this swing the probability is 1 - 1e-6 or more, and the series converges too slowly to say so
 
 # Two-sided 95 % points of Student's t by degrees of freedom (any statistical table).
+_ROUNDING = 1e-12
+_SMALLEST, _LARGEST_LOG = 1e-300, 700.0  # what a logarithm and its power can hold
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
@@ -254,12 +256,8 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 
     What slows a process down multiplies its times, so it is their logarithms that scatter evenly.
     """
-    degrees = len(values) - 1
-    factor = student(degrees)
-    logs = [math.log(max(value, 1e-300)) for value in values]
-    half = factor * statistics.stdev(logs) / math.sqrt(len(logs))
-    mean = statistics.fmean(logs)
-    return min(*values, math.exp(min(mean - half, 700.0))), max(*values, math.exp(min(mean + half, 700.0)))
+    _, low, high = _on_logarithms(values)
+    return min(*values, low), max(*values, high)
 
 
 def ratio(ratios: Sequence[float]) -> Interval:
@@ -267,12 +265,21 @@ def ratio(ratios: Sequence[float]) -> Interval:
 
     For ratios of neighbours in time, which share whatever else the machine was doing, so that they scatter evenly.
     """
-    logs = [math.log(value) for value in ratios]
+    return Interval(*_on_logarithms(ratios))
+
+
+def _on_logarithms(values: Sequence[float]) -> tuple[float, float, float]:
+    """The geometric mean, and the ends of its 95 % Student interval."""
+    logs = [math.log(max(value, _SMALLEST)) for value in values]
     mean = statistics.fmean(logs)
-    degrees = len(logs) - 1
-    factor = _STUDENT_T[degrees - 1] if degrees <= len(_STUDENT_T) else 1.96
-    half = factor * statistics.stdev(logs) / math.sqrt(len(logs))
-    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    half = student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    low, high = mean - half, mean + half
+    return math.exp(mean), math.exp(min(low, _LARGEST_LOG)), math.exp(min(high, _LARGEST_LOG))
+
+
+def within(value: float, limit: float) -> bool:
+    """Whether ``value`` is at most ``limit``, but for rounding: a loss of 1 % passes a gate of 1 %."""
+    return value <= limit + _ROUNDING
 
 
 def outliers(samples: Sequence[float]) -> list[int]:

@@ -26,6 +26,8 @@ _DECAY = 1e-4  # of AdamW (Loshchilov and Hutter 2019), on matrices and kernels 
 _PROBED = 512  # samples by which an augmentation is tried on the teacher
 _HARMLESS = 1.1  # the teacher's loss may rise by a tenth under an augmentation that keeps the labels true
 _TINY = 1e-12
+FINE_TUNING_RATE = 1e-3
+_TEMPERATURE, _ALPHA = 4.0, 0.7  # of the teacher's outputs in fine-tuning
 _FEW, _PASS = 32, 4096  # without training data: the batch, and how many samples count as one epoch
 
 
@@ -279,14 +281,16 @@ def _ends(losses: list[float], size: int) -> str:
     return f"loss {statistics.fmean(losses[:size]):.3f} -> {statistics.fmean(losses[-size:]):.3f}"
 
 
-def fine_tune(network: Any, context: Context, *, epochs: int, rate: float, keep: Keep | None = None) -> str:
-    """`fit` on the task's own loss; says why not where there is nothing to train on."""
+def fine_tune(network: Any, context: Context, epochs: int, keep: Keep, rate: float = FINE_TUNING_RATE) -> str:
+    """Train after a lossy step, on the task's own loss with the float model as a teacher beside it.
+
+    Returns one line on it, which says why where there was no training.
+    """
     if epochs == 0:
         return "not fine-tuned"
-    loss = context.loss
-    if context.training is None or loss is None:
+    if context.training is None:
         return "not fine-tuned: the model has no training data"
-    return fit(network, context, lambda _, outputs, labels: loss(outputs, labels), epochs=epochs, rate=rate, keep=keep)
+    return fit(network, context, taught(context, _ALPHA, _TEMPERATURE), epochs=epochs, rate=rate, keep=keep)
 
 
 def _groups(network: Any) -> list[dict[str, Any]]:

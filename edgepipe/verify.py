@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import cache, data, plugins, recipe
+from edgepipe import cache, data, plugins, recipe, stats
 from edgepipe.errors import GateError, IntegrityError
 from edgepipe.record import Accuracy, Rung
 from edgepipe.schema import Artifact
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from edgepipe.export import Made
     from edgepipe.model import Model
 
-_ROUNDING = 1e-12
 _FEW = 64  # samples that suffice to rank layers by their noise
 UNKNOWN = "unknown"  # the recipe of a file that came without a manifest
 
@@ -66,7 +65,7 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
     Raises:
         IntegrityError: a rung departs from the one before by more than its tolerance.
     """
-    task = plugins.load("tasks", model.task.replace("-", "_"))
+    task = plugins.task(model.task)
     before: Outputs | None = framework(model, dataset) if model.module is not None else None
     accuracy = Accuracy(metric=task.METRIC, samples=len(dataset.inputs), dataset=dataset.name)
     accuracy = replace(accuracy, baseline=_metric(task, before, dataset))
@@ -100,7 +99,7 @@ def _rung_of(artifact: Artifact) -> tuple[str, Tolerance]:
 
 def on_device(ladder: Ladder, outputs: Outputs, dataset: Dataset, task_name: str) -> Ladder:
     """Add the board's rung: what the board answered to the same inputs."""
-    task = plugins.load("tasks", task_name.replace("-", "_"))
+    task = plugins.task(task_name)
     rung = compare("on_device", ladder.outputs, outputs, task, SAME_FILE)
     accuracy = replace(ladder.accuracy, on_device=_metric(task, outputs, dataset))
     return Ladder(accuracy, [*ladder.parity, rung], outputs)
@@ -117,7 +116,7 @@ def judge(ladder: Ladder, max_drop: float | None, where: str) -> None:
     last = next((v for v in (accuracy.on_device, accuracy.exported, accuracy.compressed) if v is not None), None)
     if max_drop is not None and accuracy.baseline is not None and last is not None:
         drop = accuracy.baseline - last
-        if drop > max_drop + _ROUNDING:
+        if not stats.within(drop, max_drop):
             what = f"{accuracy.metric} fell by {drop:.2%} ({accuracy.baseline:.2%} -> {last:.2%}), more than the"
             fix = "choose a gentler recipe (fp16, dynamic) or a larger --max-drop"
             raise GateError(f"{what} {max_drop:.2%} allowed; nothing was activated", where, fix)
@@ -150,7 +149,7 @@ def scorer(model: Model, dataset: Dataset | None) -> Callable[[Artifact], float 
     """A function that scores a file by the model's own metric on the host; None without labelled data."""
     if dataset is None or dataset.labels is None:
         return None
-    task = plugins.load("tasks", model.task.replace("-", "_"))
+    task = plugins.task(model.task)
     return lambda artifact: _metric(task, outputs_of(artifact, dataset), dataset)
 
 
@@ -159,7 +158,7 @@ def judge_of(model: Model) -> Judge | None:
     dataset = data.validation(model)
     if dataset is None and model.data and model.data.calibration:
         dataset = data.calibration(model)
-    return Judge(plugins.load("tasks", model.task.replace("-", "_")), dataset) if dataset else None
+    return Judge(plugins.task(model.task), dataset) if dataset else None
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class Judge:
         """The noise in the outputs on the first samples, in dB over the signal: higher is worse."""
         import numpy as np
 
-        few = replace(self.dataset, inputs=self.dataset.inputs[:_FEW], labels=None, sha256=f"{self.dataset.sha256}/few")
+        few = self.dataset.first(_FEW)
         one, other = (np.concatenate([x.ravel() for x in outputs_of(file, few)]) for file in (before, after))
         signal, noise = float(np.square(one).sum()), float(np.square(one - other).sum())
         if not math.isfinite(noise):

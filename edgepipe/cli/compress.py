@@ -65,6 +65,7 @@ def command(
         evaluation=evaluation,
         input_shape=options.shape(input_shape),
         synthetic=synthetic,
+        weigh=True,
     )
     with console.open_progress(quiet=quiet) as progress:
         result = convert.convert(request, progress)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.compress._recover import also, recover, weighted
+from edgepipe.compress._layers import also, weighted
 from edgepipe.errors import UsageError
-from edgepipe.training import Changed
+from edgepipe.training import Changed, fine_tune
 
 if TYPE_CHECKING:
     from edgepipe.training import Context
@@ -53,7 +53,7 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
             layer.weight.copy_(share(layer.weight.detach(), params["clusters"], keep_zeros=sparse))
     keep = also(context.keep, shared=tuple(f"{name}.weight" for name in layers))
     note = f"{len(layers)} layers of {params['clusters']} values, {folded} normalisations folded"
-    return Changed(network, f"{note}; {recover(network, context, params['epochs'], keep, _RATE)}", keep=keep)
+    return Changed(network, f"{note}; {fine_tune(network, context, params['epochs'], keep, _RATE)}", keep=keep)
 
 
 def share(weight: Any, clusters: int, *, keep_zeros: bool = False) -> Any:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.compress._recover import recover
 from edgepipe.errors import UsageError
-from edgepipe.training import Changed
+from edgepipe.training import Changed, fine_tune
 
 if TYPE_CHECKING:
     from edgepipe.training import Context
@@ -55,7 +54,7 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
         what = f"none of {len(named)} layers gets smaller (grouped ones can't, small ones don't pay)"
         raise UsageError(what, "step lowrank", "use a smaller ratio or energy")
     note = f"{len(done)} of {len(named)} layers factorised (grouped and small ones are left)"
-    return Changed(network, f"{note}; {recover(network, context, params['epochs'], context.keep)}")
+    return Changed(network, f"{note}; {fine_tune(network, context, params['epochs'], context.keep)}")
 
 
 def _factorised(layer: Any, ratio: float, energy: float) -> Any:

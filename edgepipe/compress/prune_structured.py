@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.compress._recover import recover, weighted
+from edgepipe.compress._layers import weighted
 from edgepipe.errors import UsageError
-from edgepipe.training import Changed, outputs_of
+from edgepipe.training import Changed, fine_tune, outputs_of
 
 if TYPE_CHECKING:
     from edgepipe.training import Context
@@ -76,7 +76,7 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
     left = sum(layer.weight.shape[0] for layer in weighted(network).values())
     unit = {"macs": "MACs", "channels": "channels", "latency": "ms on this host, eager"}[params["by"]]
     note = f"{channels - left} of {channels} channels removed, {before:,.6g} -> {after:,.6g} {unit}"
-    return Changed(network, f"{note}; {recover(network, context, params['epochs'], context.keep)}")
+    return Changed(network, f"{note}; {fine_tune(network, context, params['epochs'], context.keep)}")
 
 
 def _cut(pruner: Any, network: Any, params: dict[str, Any], context: Context, share: Callable[[], float]) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.compress._recover import also, recover, weighted
+from edgepipe.compress._layers import also, weighted
 from edgepipe.errors import UsageError
-from edgepipe.training import Changed, outputs_of
+from edgepipe.training import Changed, fine_tune, outputs_of
 
 if TYPE_CHECKING:
     from edgepipe.training import Context
@@ -49,7 +49,7 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
             fix = "use a smaller amount, or pattern=layer"
             raise UsageError(f"{asked:g} would empty the layer {name}", f"step sparse:{asked:g}", fix)
     keep = also(context.keep, zeros=tuple(f"{name}.weight" for name in layers))
-    trained = recover(network, context, params["epochs"], keep)
+    trained = fine_tune(network, context, params["epochs"], keep)
     return Changed(network, f"{note}; {trained}", asked, keep)
 
 

@@ -118,11 +118,7 @@ def size(count: float | None) -> str:
     """Bytes with a decimal unit and three digits, e.g. ``1.23 MB``."""
     if count is None:
         return DASH
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < _KILO or unit == "GB":
-            break
-        count /= _KILO
-    return f"{number(count)} {unit}"
+    return _scaled(count, ("B", "kB", "MB", "GB"))
 
 
 def number(value: float | None) -> str:
@@ -136,8 +132,12 @@ def count(value: float | None) -> str:
     """A count with a unit and three digits, e.g. ``8.62 M``."""
     if value is None:
         return DASH
-    for unit in ("", "k", "M", "G"):
-        if value < _KILO or unit == "G":
+    return _scaled(value, ("", "k", "M", "G"))
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    for unit in units:
+        if value < _KILO or unit == units[-1]:
             break
         value /= _KILO
     return f"{number(value)} {unit}".strip()

@@ -85,7 +85,7 @@ class Work:
         """What the accuracy of a trial is: the task's metric, or without labels the share of answers that stayed."""
         if self.dataset is not None and self.dataset.labels is None:
             return "agreement"
-        return str(plugins.load("tasks", self.source.task.replace("-", "_")).METRIC)
+        return str(plugins.task(self.source.task).METRIC)
 
     @cached_property
     def short(self) -> Plan:
@@ -179,7 +179,7 @@ class Work:
         if ready.ladder is None or self.dataset is None:
             return None, None
         if self.dataset.labels is None:
-            task = plugins.load("tasks", self.source.task.replace("-", "_"))
+            task = plugins.task(self.source.task)
             whole = (
                 verify.framework(self.source, self.dataset)
                 if self.source.module is not None
@@ -201,7 +201,7 @@ class Work:
 
         def measure(client: BoardClient) -> Trial:
             files = bench.files_of(ready.made.artifact)
-            few = _few(self.dataset)
+            few = self.dataset and self.dataset.first(_ON_BOARD)
             samples = bench.samples_blob(few) if few else None
             client.push([*files, *([samples] if samples else [])])
             try:
@@ -257,10 +257,3 @@ class Work:
             return replace(trial, final=Final(self.final_key, error=outcome.error.to_wire()))
         (report,) = outcome.reports
         return replace(trial, final=trials.of_report(report, trial, self.final_key))
-
-
-def _few(dataset: Dataset | None) -> Dataset | None:
-    if dataset is None:
-        return None
-    labels = dataset.labels[:_ON_BOARD] if dataset.labels is not None else None
-    return replace(dataset, inputs=dataset.inputs[:_ON_BOARD], labels=labels, sha256=f"{dataset.sha256}/few")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgepipe.formats._quantisation import unpacked
+
 _QUANTISED = ("DequantizeLinear", "MatMulNBits", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
 
 
@@ -22,7 +24,9 @@ def weights(path: str) -> dict[str, int]:
     for name, tensor in known.items():
         if name in helpers or tensor.data_type in _WHOLE or not tensor.dims:
             continue
-        values = _unpacked(tensor) if name in points and points[name][1] else numpy_helper.to_array(tensor)
+        values = numpy_helper.to_array(tensor)
+        if points.get(name, (0, False))[1]:
+            values = unpacked(values, 2 * values.size, signed=False)
         stored += values.size
         zeros += int((values.astype("float32") == points.get(name, (0, False))[0]).sum())
     return {"stored": int(stored), "zeros": zeros}
@@ -51,12 +55,3 @@ def _helpers(graph: Any, known: dict[str, Any]) -> tuple[set[str], dict[str, tup
             scalars = [name for name in node.input if name in known and len(known[name].dims) <= 1]
             helpers.update(scalars)
     return helpers, points
-
-
-def _unpacked(tensor: Any) -> Any:
-    """Two 4-bit values of each byte."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    packed = numpy_helper.to_array(tensor)
-    return np.stack([packed & 15, packed >> 4], -1).ravel()

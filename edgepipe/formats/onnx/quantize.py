@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats import _quantisation as shared
 from edgepipe.formats.onnx import graph, static, weights_only
 
 if TYPE_CHECKING:
@@ -16,42 +17,19 @@ STEPS = {
     "fp16": "weights and arithmetic in float16; inputs and outputs stay float32; on a CPU it saves size, not time",
     "dynamic": "int8 weights of MatMul and Gemm, activations quantised as they come; needs no data",
     "int8": "int8 weights, activations of 8 or 16 bits calibrated on data (QDQ)",
-    "mixed": "int8, but the layers that lose most stay in float until the loss is within the limit",
+    "mixed": shared.MIXED,
     "int8w": "int8 weights alone, one scale for each channel or group of inputs; needs no data",
     "int4": "int4 weights alone in groups of inputs (matrix products) or by channel (convolutions); needs no data",
 }
-_INT8: dict[str, Any] = {
-    "scheme": "w8a8",
-    "method": "minmax",
-    "samples": 256,
-    "percentile": 99.99,
-    "weights": "channel",
-    "activations": "asymmetric",
-    "bias": "on",
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "fp16": {},
-    "dynamic": {},
-    "int8": _INT8,
-    "mixed": {"drop": 0.01, **_INT8},
-    "int8w": {"group": 0},
-    "int4": {"group": 32},
-}
-_CHOICES = {
-    "scheme": ("w8a8", "w8a16"),
-    "method": ("minmax", "percentile", "entropy", "mse"),
-    "weights": ("channel", "tensor"),
-    "activations": ("asymmetric", "symmetric"),
-    "bias": ("on", "off"),
-}
-CHOICES = {"int8": _CHOICES, "mixed": _CHOICES}
-_LIMITS = {"percentile": (90.0, 100.0)}
+DEFAULTS = shared.defaults(int4_group=32)
+CHOICES = shared.CHOICES
+NEEDS_DATA = shared.NEEDS_DATA
 # Groups are powers of two from 16 on: what ONNX Runtime's kernels take.
-LIMITS = {"int8": _LIMITS, "mixed": {"drop": (0.0, 1.0), **_LIMITS}, "int8w": {"group": (0, 256)}}
-NEEDS_DATA = ("int8", "mixed")
+LIMITS = {**shared.LIMITS, "int8w": {"group": (0, 256)}}
 LIBRARIES = ("onnx", "onnxruntime")
 OPTIONS = ("reduce_range", "opset", "ir_version")
 GROUPS = (0, 16, 32, 64, 128, 256)
+layers = graph.layers  # what `mixed` may keep in float
 _QUANTISED = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
@@ -78,7 +56,7 @@ def quantize(
     function = f"{__name__}:{step}"
     if step in NEEDS_DATA:
         function = f"{static.__name__}:int8"
-        words = {key: params[key] for key in (*_CHOICES, "percentile")}
+        words = {key: params[key] for key in (*shared.WORDS, "percentile")}
         arguments |= {"calibration": str(calibration), "threads": options.threads, "keep": params.get("keep", [])}
         arguments |= {"opset": options.opset, "reduce_range": options.reduce_range, **words}
     elif "group" in params:
@@ -96,11 +74,6 @@ def quantize(
             raise IntegrityError(what, name, "use another recipe or a newer runtime on the board")
     opset, version = facts["opset"], facts["ir_version"]
     return Output([name], source.inputs, source.outputs, source.preprocessing, opset, version, facts["note"])
-
-
-def layers(path: str) -> list[dict[str, Any]]:
-    """The layers that int8 quantises, in the order of the graph (runs in the child): name, op, count of weights."""
-    return graph.layers(path)
 
 
 def fp16(source: str, target: str) -> dict[str, Any]:

@@ -6,9 +6,7 @@ statistics stream into `edgepipe.calibrate`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.errors import UsageError
@@ -67,18 +65,6 @@ class Observed:
     ranges: dict[str, tuple[float, float]]
     shifts: dict[str, list[float]]
     samples: int
-
-    @staticmethod
-    def load(path: str) -> Observed:
-        """Read what `save` wrote."""
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        ranges = {name: (low, high) for name, (low, high) in found["ranges"].items()}
-        return Observed(ranges, found["shifts"], found["samples"])
-
-    def save(self, path: str) -> None:
-        """Write it as JSON."""
-        content = {"ranges": self.ranges, "shifts": self.shifts, "samples": self.samples}
-        Path(path).write_text(json.dumps(content), encoding="utf-8")
 
 
 def observe(model: Any, calibration: str, settings: Settings, threads: int) -> Observed:

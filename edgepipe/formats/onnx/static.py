@@ -10,17 +10,6 @@ from edgepipe.formats.onnx import graph, ranges
 _PER_CHANNEL_OPSET = 13  # the first QuantizeLinear with an axis
 
 
-def calibrate(source: str, calibration: str, target: str, threads: int = 2, **words: Any) -> dict[str, Any]:
-    """Measure ranges and bias shifts once, for many calls of `int8` with the same words (runs in the child).
-
-    ``words`` are the parameters of `int8`: scheme, method, percentile, weights, activations, bias, reduce_range.
-    Writes JSON to ``target``; returns how many tensors and samples there were.
-    """
-    observed = ranges.observe(graph.optimised(source), calibration, _settings(**words), threads)
-    observed.save(target)
-    return {"tensors": len(observed.ranges), "samples": observed.samples}
-
-
 def int8(
     source: str,
     target: str,
@@ -28,12 +17,12 @@ def int8(
     threads: int = 2,
     opset: int | None = None,
     keep: list[str] | None = None,
-    observed: str | None = None,
     **words: Any,
 ) -> dict[str, Any]:
     """Quantise every layer but those of ``keep`` (runs in the child).
 
-    ``observed`` is a file that `calibrate` wrote with the same words. ``opset`` is the highest one allowed.
+    ``words`` are scheme, method, percentile, weights, activations, bias and reduce_range; ``opset`` is the highest one
+    allowed.
 
     Raises:
         UsageError: a layer of ``keep`` that is not there; a needed opset beyond ``opset``.
@@ -47,7 +36,7 @@ def int8(
         raise UsageError(f"no such layers: {', '.join(sorted(kept - set(names)))[:200]}", "keep", "see `layers`")
     if not set(names) - kept:
         return graph.unchanged(source, target, f"there is no {', '.join(graph.LAYERS)} to quantise")
-    found = ranges.Observed.load(observed) if observed else ranges.observe(model, calibration, settings, threads)
+    found = ranges.observe(model, calibration, settings, threads)
     model = graph.raise_opset(model, _PER_CHANNEL_OPSET if settings.channel else 10, opset, "int8")
     corrected = ranges.correct(model, {name: shift for name, shift in found.shifts.items() if name not in kept})
     model = _insert(model, found.ranges, settings, kept)

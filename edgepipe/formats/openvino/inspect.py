@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from edgepipe.formats._quantisation import unpacked
 
 _SHAPING = ("Convert", "Reshape", "Transpose")
 
@@ -29,15 +32,11 @@ def _values(op: Any) -> Any:
     import numpy as np
     import openvino
 
-    kind = op.get_element_type()
-    if kind in (openvino.Type.i4, openvino.Type.u4):
-        packed = np.asarray(op.get_data()).view(np.uint8).ravel()
-        if packed.size == int(np.prod(op.get_output_shape(0))):
-            return np.asarray(op.get_data())  # unpacked already
-        halves = np.stack([packed & 15, packed >> 4], -1).ravel()
-        values = halves.astype(np.int8)
-        return np.where(values > 7, values - 16, values) if kind == openvino.Type.i4 else values  # noqa: PLR2004
-    return np.asarray(op.get_data())
+    values, kind = np.asarray(op.get_data()), op.get_element_type()
+    size = math.prod(op.get_output_shape(0))
+    if kind in (openvino.Type.i4, openvino.Type.u4) and values.size != size:
+        return unpacked(values, size, signed=kind == openvino.Type.i4)
+    return values
 
 
 def _counts(op: Any) -> bool:

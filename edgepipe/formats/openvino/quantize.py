@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats import _quantisation as shared
 
 if TYPE_CHECKING:
     from edgepipe.schema import Artifact
@@ -16,38 +17,14 @@ STEPS = {
     "fp16": "weights stored as float16; what is computed in float16 is the CPU's choice",
     "dynamic": "int8 weights; activations stay float, or are quantised as they come where the CPU plug-in can",
     "int8": "int8 weights and int8 activations calibrated on data",
-    "mixed": "int8, but the layers that lose most stay in float until the loss is within the limit",
+    "mixed": shared.MIXED,
     "int8w": "int8 weights alone, one scale for each channel; needs no data",
     "int4": "int4 weights of matrix products in groups, int8 for the other layers; needs no data",
 }
-_INT8: dict[str, Any] = {
-    "scheme": "w8a8",
-    "method": "minmax",
-    "samples": 256,
-    "percentile": 99.99,
-    "weights": "channel",
-    "activations": "asymmetric",
-    "bias": "on",
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "fp16": {},
-    "dynamic": {},
-    "int8": _INT8,
-    "mixed": {"drop": 0.01, **_INT8},
-    "int8w": {"group": 0},
-    "int4": {"group": 32},
-}
-_CHOICES = {
-    "scheme": ("w8a8", "w8a16"),
-    "method": ("minmax", "percentile", "entropy", "mse"),
-    "weights": ("channel", "tensor"),
-    "activations": ("asymmetric", "symmetric"),
-    "bias": ("on", "off"),
-}
-CHOICES = {"int8": _CHOICES, "mixed": _CHOICES}
-_LIMITS = {"percentile": (90.0, 100.0)}
-LIMITS = {"int8": _LIMITS, "mixed": {"drop": (0.0, 1.0), **_LIMITS}}
-NEEDS_DATA = ("int8", "mixed")
+DEFAULTS = shared.defaults(int4_group=32)
+CHOICES = shared.CHOICES
+LIMITS = shared.LIMITS
+NEEDS_DATA = shared.NEEDS_DATA
 LIBRARIES = ("openvino", "nncf")
 OPTIONS = ("reduce_range",)
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
@@ -194,9 +171,8 @@ def int8(
     if not all(np.isfinite(array).all() for array in samples if array.dtype.kind == "f"):
         raise IntegrityError("the calibration data holds NaN or infinity", "int8", "make the data set again")
     feeds = list(_feeds(samples, model))
-    attention = any(op.get_type_name() in ("Softmax", "ScaledDotProductAttention") for op in model.get_ops()) and any(
-        op.get_type_name() in ("MVN", "ScaledDotProductAttention") for op in model.get_ops()
-    )
+    kinds = {op.get_type_name() for op in model.get_ops()}
+    attention = "ScaledDotProductAttention" in kinds or {"Softmax", "MVN"} <= kinds
     kind = (
         nncf.QuantizationPreset.PERFORMANCE if params["activations"] == "symmetric" else nncf.QuantizationPreset.MIXED
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-_LARGEST_INT4 = 7
+from edgepipe.formats._quantisation import unpacked
 
 
 def weights(path: str) -> dict[str, int]:
@@ -43,6 +43,4 @@ def _values(flat: Any, tensor: Any, buffers: Any) -> Any:
     packed = buffers[tensor.buffer].data
     if packed is None:
         return None
-    halves = np.asarray(packed, np.uint8)
-    values = np.stack([halves & 15, halves >> 4], -1).ravel()[: math.prod(tensor.shape)].astype(np.int8)
-    return np.where(values > _LARGEST_INT4, values - 16, values)
+    return unpacked(np.asarray(packed, np.uint8), math.prod(tensor.shape), signed=True)

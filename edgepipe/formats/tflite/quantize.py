@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats import _quantisation as shared
 
 if TYPE_CHECKING:
     from edgepipe.schema import Artifact
@@ -17,38 +18,14 @@ STEPS = {
     "fp16": "weights stored as float16 and widened to float32 when the file is loaded: half the size, the same speed",
     "dynamic": "int8 weights, one scale for each tensor, activations quantised as they come; needs no data",
     "int8": "int8 weights and activations calibrated on data; inputs and outputs stay float32",
-    "mixed": "int8, but the layers that lose most stay in float until the loss is within the limit",
+    "mixed": shared.MIXED,
     "int8w": "int8 weights alone, computed in float32; one scale for each channel; needs no data",
     "int4": "int4 weights alone, computed in float32; one scale for each channel; needs no data",
 }
-_INT8: dict[str, Any] = {
-    "scheme": "w8a8",
-    "method": "minmax",
-    "samples": 256,
-    "percentile": 99.99,
-    "weights": "channel",
-    "activations": "asymmetric",
-    "bias": "on",
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "fp16": {},
-    "dynamic": {},
-    "int8": _INT8,
-    "mixed": {"drop": 0.01, **_INT8},
-    "int8w": {"group": 0},
-    "int4": {"group": 0},
-}
-_CHOICES = {
-    "scheme": ("w8a8", "w8a16"),
-    "method": ("minmax", "percentile", "entropy", "mse"),
-    "weights": ("channel", "tensor"),
-    "activations": ("asymmetric", "symmetric"),
-    "bias": ("on", "off"),
-}
-CHOICES = {"int8": _CHOICES, "mixed": _CHOICES}
-_LIMITS = {"percentile": (90.0, 100.0)}
-LIMITS = {"int8": _LIMITS, "mixed": {"drop": (0.0, 1.0), **_LIMITS}}
-NEEDS_DATA = ("int8", "mixed")
+DEFAULTS = shared.defaults(int4_group=0)
+CHOICES = shared.CHOICES
+LIMITS = shared.LIMITS
+NEEDS_DATA = shared.NEEDS_DATA
 LIBRARIES = ("ai-edge-quantizer", "ai-edge-litert")
 OPTIONS: tuple[str, ...] = ()
 
@@ -74,7 +51,7 @@ def quantize(
     name = Path(source.path).name
     arguments: dict[str, Any] = {"source": source.path, "target": str(folder / name)}
     if step in NEEDS_DATA:
-        chosen = {key: params[key] for key in _CHOICES} | {"percentile": params["percentile"]}
+        chosen = {key: params[key] for key in shared.WORDS} | {"percentile": params["percentile"]}
         arguments |= {"calibration": str(calibration), "names": [spec.name for spec in source.inputs]}
         arguments |= {"threads": options.threads, "params": chosen, "keep": params.get("keep", [])}
     elif params.get("group"):

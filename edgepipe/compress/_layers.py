@@ -1,25 +1,10 @@
-"""Fine-tuning after a lossy step: on the task's own loss, with the float model as a teacher beside it."""
+"""What the steps share: which parameters later steps must keep, and which layers there are to treat."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgepipe.training import Keep, fit, taught
-
-if TYPE_CHECKING:
-    from edgepipe.training import Context
-
-RATE = 1e-3
-_TEMPERATURE, _ALPHA = 4.0, 0.7
-
-
-def recover(network: Any, context: Context, epochs: int, keep: Keep, rate: float = RATE) -> str:
-    """Train ``network`` in place and return one line on it; the line says why where there was no training."""
-    if epochs == 0:
-        return "not fine-tuned"
-    if context.training is None:
-        return "not fine-tuned: the model has no training data"
-    return fit(network, context, taught(context, _ALPHA, _TEMPERATURE), epochs=epochs, rate=rate, keep=keep)
+from edgepipe.training import Keep
 
 
 def also(keep: Keep, *, zeros: tuple[str, ...] = (), shared: tuple[str, ...] = ()) -> Keep:
