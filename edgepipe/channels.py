@@ -69,13 +69,22 @@ class Group:
     obstacles: list[str] = field(default_factory=list)
     clipped: list[Any] = field(default_factory=list)
 
+    @property
+    def reason(self) -> str:
+        """Why it can't be scaled, or ""."""
+        if self.obstacles:
+            return self.obstacles[0]
+        if self.clipped:
+            return "meets a ReLU6, which does not scale"
+        return "" if self.readers else "is read by no layer"
+
 
 def groups(traced: Any) -> list[Group]:
-    """All groups of a traced network (`dataflow.trace`) that have both makers and readers, in the graph's order."""
+    """All groups of a traced network (`dataflow.trace`), in the graph's order."""
     walk = _Walk(_shared(traced))
     for node in traced.graph.nodes:
         walk.visit(node)
-    return [group for group in walk.groups if group.makers and group.readers]
+    return walk.groups
 
 
 def scale(parameters: dict[str, Any], group: Group, factors: Any) -> None:
