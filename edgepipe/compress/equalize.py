@@ -23,7 +23,6 @@ HELP = "evens out the ranges of channels between layers, the answers stay the sa
 DEFAULTS: dict[str, Any] = {"clip": "keep"}
 CHOICES = {"clip": ("keep", "relu")}
 LIBRARIES: tuple[str, ...] = ()
-UNDOES = {"cluster": "it scales the shared values channel by channel"}
 
 _ROUNDS, _SETTLED = 100, 1e-3  # groups share layers, so they are gone through until no factor is far from 1
 _TINY = 1e-9
@@ -47,7 +46,9 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
     if params["clip"] == "relu" and (count := _unclip(network)):
         note = f"; {count} ReLU6 became ReLU"
     traced = dataflow.trace(network, context)
-    found = [group for group in channels.groups(traced) if all(layer.weight for layer in group.makers)]
+    found = [
+        group for group in channels.groups(traced, context.keep.shared) if all(layer.weight for layer in group.makers)
+    ]
     chosen = [group for group in found if not group.reason]
     if not chosen:
         fix = "leave equalize out" + (", or say clip=relu" if any(group.clipped for group in found) else "")

@@ -22,7 +22,6 @@ HELP = "for transformers: shares outliers between LayerNorm and the linear layer
 DEFAULTS: dict[str, Any] = {"alpha": 0.5}
 LIMITS = {"alpha": (0.0, 1.0)}
 LIBRARIES: tuple[str, ...] = ()
-UNDOES = {"cluster": "it scales the shared values channel by channel"}
 
 _BATCH = 8
 _TOLD = 3
@@ -45,7 +44,7 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
         raise UsageError("smooth needs calibration data", STEP, "name data in model.toml, [data] calibration")
     batch = min(_BATCH, len(samples))
     traced = dataflow.trace(network, context, batch)
-    reasons = {group: _reason(group) for group in channels.groups(traced) if _norms(group)}
+    reasons = {group: _reason(group) for group in channels.groups(traced, context.keep.shared) if _norms(group)}
     chosen = [group for group, why in reasons.items() if not why]
     left = [f"{', '.join(_norms(group))} {why}" for group, why in reasons.items() if why]
     if not chosen:

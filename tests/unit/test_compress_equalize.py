@@ -1,6 +1,7 @@
 """Cross-layer equalisation: the same answers, weights of more even ranges."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from edgepipe.compress import equalize
 from edgepipe.edits import apply_edits, find_edits
 from edgepipe.errors import UsageError
+from edgepipe.training import Keep
 from tests.unit import networks_kit as kit
 
 
@@ -66,6 +68,19 @@ def test_dead_channels_and_zeros_stay():
     assert (net.wide.weight[:, 1] == 0).all()
     assert all(torch.isfinite(value).all() for value in net.parameters())
     assert torch.allclose(kit.outputs(net), before, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_values_stay_shared():
+    net = kit.made(kit.Cnn)
+    context = replace(
+        kit.context(copy.deepcopy(net)), keep=Keep(shared=("first.0.weight", "wide.weight", "head.weight"))
+    )
+    before = copy.deepcopy(net)
+    changed = equalize.compress(net, {"clip": "keep"}, context)
+    assert "read by wide, which has shared values" in changed.note
+    for name in context.keep.shared:
+        assert torch.equal(net.get_parameter(name), before.get_parameter(name))
+    assert not torch.equal(net.second[0].weight, before.second[0].weight)
 
 
 def test_a_relu6_is_left_alone_unless_it_may_go():
