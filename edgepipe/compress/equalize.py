@@ -54,16 +54,14 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
         fix = "leave equalize out" + (", or say clip=relu" if any(group.clipped for group in found) else "")
         raise UsageError(f"no channels between two layers can be scaled: {_reasons(found)}", STEP, fix)
     parameters = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    before = _evenness(parameters, chosen)
+    before = _precision(parameters, chosen)
     _equalise(parameters, chosen)
-    after = _evenness(parameters, chosen)
+    after = _precision(parameters, chosen)
     layers = {layer.name for group in chosen for layer in (*group.makers, *(reader for reader, _ in group.readers))}
-    told = (
-        f"{len(layers)} layers equalised in {len(chosen)} groups: a channel's weights reach on average {after:.0%} of "
-    )
+    told = f"{len(layers)} layers equalised in {len(chosen)} groups, precision of channels {before:.2f} -> {after:.2f}"
     left = [group for group in found if group.reason and group.readers]
     rest = f"; {len(left)} groups left alone: {_reasons(left)}" if left else ""
-    return Changed(network, f"{told}their tensor's range ({before:.0%} before){rest}{note}")
+    return Changed(network, f"{told}{rest}{note}")
 
 
 def _unclip(network: Any) -> int:
@@ -118,9 +116,12 @@ def _ranges(parameters: dict[str, Any], group: Group) -> tuple[Any, Any]:
     return torch.stack(made).amax(0), torch.stack(read).amax(0)
 
 
-def _evenness(parameters: dict[str, Any], groups: list[Group]) -> float:
-    """The mean, over channels, of a channel's range as a share of its tensor's (the precision of ibid., eq. 7)."""
+def _precision(parameters: dict[str, Any], groups: list[Group]) -> float:
+    """What is maximised (ibid., eq. 8): a channel's range as a share of the largest, before times after, on average."""
     import torch
 
-    shares = [side / side.max().clamp_min(_TINY) for group in groups for side in _ranges(parameters, group)]
+    shares = []
+    for group in groups:
+        made, read = _ranges(parameters, group)
+        shares.append(made / made.max().clamp_min(_TINY) * read / read.max().clamp_min(_TINY))
     return float(torch.cat(shares).mean())

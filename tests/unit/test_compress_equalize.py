@@ -51,10 +51,12 @@ def test_channels_of_very_different_size_become_even():
     with torch.no_grad():
         net[0].weight.mul_(torch.logspace(-2, 2, 8).reshape(-1, 1, 1, 1))
     before, uneven = kit.outputs(net), spread(net[0].weight)
-    run(net)
+    note = run(net).note
     # sqrt(r1 r2) on both sides: what was a factor of 10^4 in one layer is its root in each
     assert spread(net[0].weight) < uneven**0.6
     assert torch.allclose(kit.outputs(net), before, rtol=1e-3, atol=1e-3)
+    first, last = (float(word) for word in note.split("channels ")[1].split(" -> "))
+    assert last > 1.5 * first
 
 
 def test_dead_channels_and_zeros_stay():
@@ -77,7 +79,7 @@ def test_shared_values_stay_shared():
     )
     before = copy.deepcopy(net)
     changed = equalize.compress(net, {"clip": "keep"}, context)
-    assert "read by wide, which has shared values" in changed.note
+    assert "stem.0 is read by first.0, which has shared values" in changed.note
     for name in context.keep.shared:
         assert torch.equal(net.get_parameter(name), before.get_parameter(name))
     assert not torch.equal(net.second[0].weight, before.second[0].weight)
