@@ -18,6 +18,7 @@ from . import formats_kit as kit
 @pytest.fixture(autouse=True)
 def home(monkeypatch):
     monkeypatch.setenv("EDGEPIPE_HOME", str(kit.home()))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a network this small only waits on more
 
 
 @pytest.fixture(scope="module")
