@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepipe import dataflow
 from edgepipe.dataflow import argument, operation, shape
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _HOMOGENEOUS = {
     "abs", "alias", "clone", "contiguous", "dropout", "leaky_relu", "leaky_relu_", "neg", "prelu", "relu", "relu_",
@@ -69,13 +72,26 @@ class Group:
     obstacles: list[str] = field(default_factory=list)
     clipped: list[Any] = field(default_factory=list)
 
+    @property
+    def reason(self) -> str:
+        """Why it can't be scaled, or ""."""
+        if self.obstacles:
+            return self.obstacles[0]
+        if self.clipped:
+            return "meets a ReLU6, which does not scale"
+        return "" if self.readers else "is read by no layer"
 
-def groups(traced: Any) -> list[Group]:
-    """All groups of a traced network (`dataflow.trace`) that have both makers and readers, in the graph's order."""
-    walk = _Walk(_shared(traced))
+
+def groups(traced: Any, shared: Collection[str] = ()) -> list[Group]:
+    """All groups of a traced network (`dataflow.trace`), in the graph's order.
+
+    ``shared`` are the parameters with few values, each shared by many weights, which scaling would part.
+    """
+    fixed = dict.fromkeys(_reused(traced), "is used more than once")
+    walk = _Walk({**fixed, **dict.fromkeys(shared, "has shared values, which have to stay so")})
     for node in traced.graph.nodes:
         walk.visit(node)
-    return [group for group in walk.groups if group.makers and group.readers]
+    return walk.groups
 
 
 def scale(parameters: dict[str, Any], group: Group, factors: Any) -> None:
@@ -121,7 +137,7 @@ def _along(values: Any, axis: int, dimensions: int) -> Any:
     return values.reshape([-1 if index == axis else 1 for index in range(dimensions)])
 
 
-def _shared(traced: Any) -> set[str]:
+def _reused(traced: Any) -> set[str]:
     """Names of parameters that are used more than once: what suits one place would break the other."""
     nodes = [node for node in traced.graph.nodes if node.op == "get_attr"]
     values = {node: id(dataflow.value(traced, node.target)) for node in nodes}
@@ -134,9 +150,9 @@ def _shared(traced: Any) -> set[str]:
 class _Walk:
     """Goes through a graph once, makes a group for what each layer puts out, and unites those that meet."""
 
-    def __init__(self, shared: set[str]) -> None:
+    def __init__(self, fixed: dict[str, str]) -> None:
         self.groups: list[Group] = []
-        self._shared = shared
+        self._fixed = fixed  # parameters that can't be scaled, and why
         self._group: dict[Any, Group] = {}  # by node
         self._place: dict[Any, Place] = {}
 
@@ -168,14 +184,14 @@ class _Walk:
     def _start(self, node: Any, axis: int, maker: Layer) -> None:
         group = Group(shape(node)[axis], [maker])
         if not maker.output:
-            group.obstacles.append(f"{maker.name} has no scale of its own")
-        self._check(maker, group)
+            group.obstacles.append("has no scale of its own")
+        self._check(group, [name for name, _ in maker.output])
         self.groups.append(group)
         self._group[node], self._place[node] = group, Place(node, axis)
 
-    def _check(self, layer: Layer, group: Group) -> None:
-        if self._shared & {layer.weight, *(name for name, _ in layer.output)}:
-            group.obstacles.append(f"{layer.name} is used more than once")
+    def _check(self, group: Group, names: Collection[str], prefix: str = "") -> None:
+        """Note what stands against scaling the parameters ``names``."""
+        group.obstacles.extend(prefix + self._fixed[name] for name in names if name in self._fixed)
 
     def _layer(self, node: Any, name: str) -> bool:
         """A convolution or linear layer, with the batch normalisation behind it; false if it is one not understood."""
@@ -198,9 +214,9 @@ class _Walk:
             place, group = self._place[source], self._group[source]
             if place.axis == own and (place.repeat == 1 or name == "linear"):
                 group.readers.append((layer, place))
-                self._check(layer, group)
+                self._check(group, [weight.target], f"is read by {layer.name}, which ")
             else:
-                group.obstacles.append(f"{layer.name} reads its channels along another axis")
+                group.obstacles.append(f"is read by {layer.name} along another axis")
         self._start(norm or node, len(shape(node)) - 1 if name == "linear" else 1, layer)
         return True
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgepipe.data import Dataset
 
 WEIGHTS, RECORD = "weights.safetensors", "network.json"
+_DEADLINE = 7 * 86400.0  # training takes as many epochs as were asked for, and says how far it is
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def compress(
         "params": params,
         "folder": str(folder),
     }
-    isolate.call(f"{__name__}:work", arguments, tick=tick)
+    isolate.call(f"{__name__}:work", arguments, deadline=_DEADLINE, tick=tick)
 
 
 def load(source: Model, folder: Path, identity: str) -> tuple[Model, Network]:

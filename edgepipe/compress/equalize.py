@@ -23,10 +23,10 @@ HELP = "evens out the ranges of channels between layers, the answers stay the sa
 DEFAULTS: dict[str, Any] = {"clip": "keep"}
 CHOICES = {"clip": ("keep", "relu")}
 LIBRARIES: tuple[str, ...] = ()
-UNDOES = {"cluster": "it scales the shared values channel by channel"}
 
 _ROUNDS, _SETTLED = 100, 1e-3  # groups share layers, so they are gone through until no factor is far from 1
 _TINY = 1e-9
+_TOLD = 3
 
 
 def needs(params: dict[str, Any]) -> str:  # noqa: ARG001
@@ -46,23 +46,22 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
     if params["clip"] == "relu" and (count := _unclip(network)):
         note = f"; {count} ReLU6 became ReLU"
     traced = dataflow.trace(network, context)
-    found = [group for group in channels.groups(traced) if all(layer.weight for layer in group.makers)]
-    chosen = [group for group in found if not group.obstacles and not group.clipped]
-    left = _reasons([group for group in found if group not in chosen])
+    found = [
+        group for group in channels.groups(traced, context.keep.shared) if all(layer.weight for layer in group.makers)
+    ]
+    chosen = [group for group in found if not group.reason]
     if not chosen:
         fix = "leave equalize out" + (", or say clip=relu" if any(group.clipped for group in found) else "")
-        raise UsageError(
-            f"no channels between two layers can be scaled{left or ': no layer follows another'}", STEP, fix
-        )
+        raise UsageError(f"no channels between two layers can be scaled: {_reasons(found)}", STEP, fix)
     parameters = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    before = _evenness(parameters, chosen)
+    before = _precision(parameters, chosen)
     _equalise(parameters, chosen)
-    after = _evenness(parameters, chosen)
+    after = _precision(parameters, chosen)
     layers = {layer.name for group in chosen for layer in (*group.makers, *(reader for reader, _ in group.readers))}
-    told = (
-        f"{len(layers)} layers equalised in {len(chosen)} groups: a channel's weights reach on average {after:.0%} of "
-    )
-    return Changed(network, f"{told}their tensor's range ({before:.0%} before){left}{note}")
+    told = f"{len(layers)} layers equalised in {len(chosen)} groups, precision of channels {before:.2f} -> {after:.2f}"
+    left = [group for group in found if group.reason and group.readers]
+    rest = f"; {len(left)} groups left alone: {_reasons(left)}" if left else ""
+    return Changed(network, f"{told}{rest}{note}")
 
 
 def _unclip(network: Any) -> int:
@@ -81,14 +80,11 @@ def _unclip(network: Any) -> int:
 
 
 def _reasons(groups: list[Group]) -> str:
-    """Why groups were left alone, the commonest reason first."""
-    if not groups:
-        return ""
-    reasons = Counter(
-        "they meet at a ReLU6, which does not scale" if group.clipped and not group.obstacles else group.obstacles[0]
-        for group in groups
-    )
-    return f"; {len(groups)} left alone: " + ", ".join(f"{why} ({count})" for why, count in reasons.most_common(3))
+    """Why groups are left alone: each by name if they are few, else the commonest reasons."""
+    if len(groups) <= _TOLD:
+        return ", ".join(f"{group.makers[0].name} {group.reason}" for group in groups) or "it has no layers"
+    reasons = Counter(group.reason for group in groups).most_common(_TOLD)
+    return ", ".join(f"{why} ({count})" for why, count in reasons)
 
 
 def _equalise(parameters: dict[str, Any], groups: list[Group]) -> None:
@@ -120,9 +116,12 @@ def _ranges(parameters: dict[str, Any], group: Group) -> tuple[Any, Any]:
     return torch.stack(made).amax(0), torch.stack(read).amax(0)
 
 
-def _evenness(parameters: dict[str, Any], groups: list[Group]) -> float:
-    """The mean, over channels, of a channel's range as a share of its tensor's (the precision of ibid., eq. 7)."""
+def _precision(parameters: dict[str, Any], groups: list[Group]) -> float:
+    """What is maximised (ibid., eq. 8): a channel's range as a share of the largest, before times after, on average."""
     import torch
 
-    shares = [side / side.max().clamp_min(_TINY) for group in groups for side in _ranges(parameters, group)]
+    shares = []
+    for group in groups:
+        made, read = _ranges(parameters, group)
+        shares.append(made / made.max().clamp_min(_TINY) * read / read.max().clamp_min(_TINY))
     return float(torch.cat(shares).mean())

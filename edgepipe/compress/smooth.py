@@ -22,9 +22,9 @@ HELP = "for transformers: shares outliers between LayerNorm and the linear layer
 DEFAULTS: dict[str, Any] = {"alpha": 0.5}
 LIMITS = {"alpha": (0.0, 1.0)}
 LIBRARIES: tuple[str, ...] = ()
-UNDOES = {"cluster": "it scales the shared values channel by channel"}
 
 _BATCH = 8
+_TOLD = 3
 _LEAST = 1e-5  # of a range: a channel that is never used is left as it is
 
 
@@ -44,12 +44,12 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
         raise UsageError("smooth needs calibration data", STEP, "name data in model.toml, [data] calibration")
     batch = min(_BATCH, len(samples))
     traced = dataflow.trace(network, context, batch)
-    found = [group for group in channels.groups(traced) if all(layer.weight is None for layer in group.makers)]
-    chosen = [group for group in found if not group.obstacles and not group.clipped]
-    left = [f"{group.makers[0].name} {group.obstacles[0]}" for group in found if group.obstacles]
+    reasons = {group: _reason(group) for group in channels.groups(traced, context.keep.shared) if _norms(group)}
+    chosen = [group for group, why in reasons.items() if not why]
+    left = [f"{', '.join(_norms(group))} {why}" for group, why in reasons.items() if why]
     if not chosen:
-        why = f": {', '.join(left[:3])}" if left else ": it has no LayerNorm or RMSNorm in front of one"
-        raise UsageError(f"no normalisation is read by linear layers alone{why}", STEP, "leave smooth out")
+        why = "; ".join(left[:_TOLD]) or "it has no LayerNorm or RMSNorm with a scale of its own"
+        raise UsageError(f"no normalisation is read by linear layers alone: {why}", STEP, "leave smooth out")
     largest = _largest(traced, chosen, samples, batch)
     parameters = dict(network.named_parameters())
     before, after = 0.0, 0.0
@@ -60,7 +60,19 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
     readers = sum(len(group.readers) for group in chosen)
     told = f"{len(chosen)} normalisations smoothed in front of {readers} linear layers"
     ratio = f"largest activation / median channel {before / len(chosen):.1f} -> {after / len(chosen):.1f}"
-    return Changed(network, f"{told}: {ratio}" + (f"; left alone: {', '.join(left[:3])}" if left else ""))
+    rest = f"; left alone: {'; '.join(left[:_TOLD])}" if left else ""
+    return Changed(network, f"{told}: {ratio}{rest}")
+
+
+def _norms(group: Group) -> list[str]:
+    """Normalisations among the makers of a group."""
+    return [layer.name for layer in group.makers if layer.weight is None]
+
+
+def _reason(group: Group) -> str:
+    """Why the normalisations of a group are left alone, or ""."""
+    others = [layer.name for layer in group.makers if layer.weight is not None]
+    return f"is added to {others[0]}" if others else group.reason
 
 
 def _peak(activations: Any) -> float:

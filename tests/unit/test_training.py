@@ -1,5 +1,7 @@
 """The training loop that the steps share: it learns, and it keeps what earlier steps bought."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,17 @@ from torch import nn
 
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.schema import TensorSpec
-from edgepipe.training import Context, Examples, Keep, fine_tune, fit
+from edgepipe.training import (
+    Context,
+    Examples,
+    Keep,
+    fine_tune,
+    fit,
+    fit_to_teacher,
+    relative_error,
+    taught,
+    teaching_batch,
+)
 
 
 def context(**more):
@@ -71,6 +83,7 @@ def test_without_training_data_it_says_so():
     bare = Context(nn.Identity(), [TensorSpec("x", [-1, 6])])
     assert "no training data" in fine_tune(network(), bare, 2, Keep(), 0.01)
     assert fine_tune(network(), context(), 0, Keep(), 0.01) == "not fine-tuned"
+    assert fit(network(), context(), lambda x, y, labels: y[0].sum(), epochs=0, rate=0.1) == "not trained"
     with pytest.raises(UsageError, match="nothing to train on"):
         fit(network(), bare, lambda x, y, labels: y[0].sum(), epochs=1, rate=0.1)
 
@@ -78,3 +91,56 @@ def test_without_training_data_it_says_so():
 def test_a_loss_that_is_not_finite():
     with pytest.raises(IntegrityError, match="diverged"):
         fit(network(), context(), lambda x, outputs, labels: outputs[0].sum() * float("nan"), epochs=1, rate=0.1)
+
+
+def negated(inputs, generator):
+    return -inputs
+
+
+def noisy(inputs, generator):
+    return inputs + 0.001 * torch.randn(inputs.shape, generator=generator)
+
+
+def test_only_augmentations_that_the_teacher_bears():
+    """Negated inputs have other labels, which the teacher knows; a little noise changes none."""
+    teacher = network()
+    fine_tune(teacher, context(), 20, Keep(), 0.01)
+    base = context(augment=(negated, noisy))
+    line = fine_tune(network(), replace(base, teacher=teacher), 2, Keep(), 0.01)
+    assert "(made up, noisy)" in line
+    unlabelled = replace(base, teacher=teacher, training=None, calibration=base.training)
+    line = fit_to_teacher(network(), unlabelled, taught(unlabelled, 0.5), epochs=1, rate=0.01)
+    assert "(made up, negated, noisy)" in line
+    assert "no training data: the calibration samples without labels, 8 times over for each epoch" in line
+
+
+def test_the_teacher_s_answers_are_learnt():
+    teacher = network()
+    fine_tune(teacher, context(), 20, Keep(), 0.01)
+    here = replace(context(), teacher=teacher)
+    net = network()
+    fit_to_teacher(net, here, taught(here, 1.0), epochs=20, rate=0.01)
+    x = torch.from_numpy(here.training.inputs)
+    with torch.no_grad():
+        assert float(relative_error(net(x), teacher(x))) < 0.05
+    assert teaching_batch(here) == 128
+    assert teaching_batch(replace(here, training=None, calibration=here.training)) == 32
+
+
+def test_alpha_weighs_the_labels():
+    here = replace(context(), teacher=network())
+    x, y = here.training.take(np.arange(8))
+    outputs = [torch.zeros(8, 3)]
+    soft, hard = (float(taught(here, alpha)(x, outputs, y)) for alpha in (1.0, 0.0))
+    assert hard == pytest.approx(float(here.loss(outputs, y)))
+    assert float(taught(here, 0.25)(x, outputs, y)) == pytest.approx(0.25 * soft + 0.75 * hard, rel=1e-5)
+    assert float(taught(here, 0.25)(x, outputs, None)) == pytest.approx(soft)
+
+
+def test_images_train_and_come_back_contiguous():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    images = np.random.default_rng(0).normal(size=(64, 2, 6, 6)).astype(np.float32)
+    examples = Examples(images, np.arange(64) % 3, lambda raw: raw, "images")
+    here = context()
+    fit(net, here, lambda x, y, labels: here.loss(y, labels), epochs=2, rate=0.01, examples=examples)
+    assert net[0].weight.is_contiguous()
