@@ -17,8 +17,8 @@ STEPS = {
     "dynamic": "int8 weights of MatMul and Gemm, activations quantised as they come; needs no data",
     "int8": "int8 weights, activations of 8 or 16 bits calibrated on data (QDQ)",
     "mixed": "int8, but the layers that lose most stay in float until the loss is within the limit",
-    "int8w": "int8 weights alone, one scale for each channel or group of inputs; needs no data",
-    "int4": "int4 weights alone in groups of inputs (matrix products) or by channel (convolutions); needs no data",
+    "int8w": "int8 weights alone, one scale for each channel or group of inputs, widened to float32 on load; no data",
+    "int4": "4-bit weights alone in groups: large matrix products compute on them, others are widened on load; no data",
 }
 _INT8: dict[str, Any] = {
     "scheme": "w8a8",
@@ -46,12 +46,10 @@ _CHOICES = {
 }
 CHOICES = {"int8": _CHOICES, "mixed": _CHOICES}
 _LIMITS = {"percentile": (90.0, 100.0)}
-# Groups are powers of two from 16 on: what ONNX Runtime's kernels take.
 LIMITS = {"int8": _LIMITS, "mixed": {"drop": (0.0, 1.0), **_LIMITS}, "int8w": {"group": (0, 256)}}
 NEEDS_DATA = ("int8", "mixed")
 LIBRARIES = ("onnx", "onnxruntime")
 OPTIONS = ("reduce_range", "opset", "ir_version")
-GROUPS = (0, 16, 32, 64, 128, 256)
 _QUANTISED = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
@@ -82,8 +80,8 @@ def quantize(
         arguments |= {"calibration": str(calibration), "threads": options.threads, "keep": params.get("keep", [])}
         arguments |= {"opset": options.opset, "reduce_range": options.reduce_range, **words}
     elif "group" in params:
-        if params["group"] not in GROUPS:
-            fix = f"use group={', '.join(map(str, GROUPS[1:]))}"
+        if step == "int4" and params["group"] not in weights_only.GROUPS:
+            fix = f"use group={', '.join(map(str, weights_only.GROUPS))}"
             raise UsageError(f"there are no kernels for groups of {params['group']}", step, fix)
         function = f"{weights_only.__name__}:{step}"
         arguments |= {"group": params["group"], "opset": options.opset}
