@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepipe import model
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.formats.onnx import graph, inspect, quantize, static, weights_only, widen
@@ -499,3 +500,11 @@ def test_groups_without_kernels_are_refused_before_any_work(tmp_path):
     with pytest.raises(UsageError, match="no kernels for groups of 33") as failure:
         quantize.quantize(source, "int4", {"group": 33}, None, tmp_path, ExportOptions(), call)
     assert "32" in failure.value.fix
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int8:w8a16", "int8w:8", "int4:16"])
+def test_quantised_files_load_as_models(recipe):
+    formats_kit.use_home()
+    found = model.load(formats_kit.made("onnx", recipe).artifact.path)
+    assert found.outputs == formats_kit.made("onnx").artifact.outputs
+    assert found.facts.reason or found.facts.macs == formats_kit.tiny().facts.macs

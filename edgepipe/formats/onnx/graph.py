@@ -239,13 +239,14 @@ def operators(path: str) -> Counter[str]:
 
 
 def finish(model: Any, target: str, note: str) -> dict[str, Any]:
-    """Write the file without metadata, prove that it loads, and say its versions."""
+    """Write the file without metadata, prove that it is sound and loads, and say its versions."""
     import onnx
 
     from edgepipe.formats.onnx.export import strip
 
     strip(model)
     del model.graph.value_info[:]
+    onnx.checker.check_model(model)
     onnx.save(model, target)
     session(target)
     return {"opset": opset(model), "ir_version": int(model.ir_version), "note": note}

@@ -117,7 +117,9 @@ def _insert(model: Any, limits: dict[str, tuple[float, float]], settings: ranges
             "TensorQuantOverrides": whole,
         },
     )
-    return quantiser.quantize_model()
+    quantiser.quantize_model()
+    quantiser.model.topological_sort()
+    return quantiser.model.model
 
 
 def _stacks(model: Any) -> Any:
