@@ -7,7 +7,7 @@ A `Collector` watches one tensor, batch by batch, in constant memory; `Collector
 * ``mse``: least expected squared error: step^2 / 12 for each value inside, the squared distance for each outside
   (the model of Banner, Nahshan, Soudry, "Post training 4-bit quantization", 2019, with the histogram as density).
 * ``entropy``: least Kullback-Leibler divergence between the values and the quantised values, both ends cut at the same
-  distance from zero (Migacz, "8-bit inference with TensorRT", 2017).
+  distance from zero (Migacz, "8-bit inference with TensorRT", 2017), with single values that keep coming left out.
 
 Every range holds zero, since zero must be representable: paddings and ReLUs make it. Imports numpy, so import it inside
 the function that needs it.
@@ -180,6 +180,7 @@ class Collector:
 
     def _entropy(self) -> tuple[float, float]:
         reach = max(-self._low, self._high)
+        shape = _without_spikes(self._counts.astype(np.float64))
         best, found = math.inf, (self._low, self._high)
         for end in self._ends(reach)[::-1]:
             low, high = -float(end), float(end)
@@ -188,14 +189,14 @@ class Collector:
             first, last = math.floor(low / self._width), math.floor(high / self._width)
             if end < reach and last - first < self._rule.levels:
                 break  # fewer bins than levels: the histogram can't tell the difference any more
-            loss = self._divergence(first + SIDE, last + SIDE + 1)
+            loss = self._divergence(shape, first + SIDE, last + SIDE + 1)
             if loss < best:
                 best, found = loss, (low, high)
         return found
 
-    def _divergence(self, first: int, end: int) -> float:
+    def _divergence(self, shape: Array, first: int, end: int) -> float:
         """Kullback-Leibler divergence of the values clipped to bins [first, end) from those inside, quantised."""
-        inside = self._counts[first:end].astype(np.float64)
+        inside = shape[first:end]
         used = np.flatnonzero(inside)
         if not used.size:
             return math.inf
@@ -206,6 +207,17 @@ class Collector:
         quantised = (np.bincount(level, inside) / np.maximum(np.bincount(level, inside > 0), 1))[level][used]
         p, q = clipped / clipped.sum(), quantised / quantised.sum()
         return float((p * np.log(p / q)).sum())
+
+
+def _without_spikes(counts: Array) -> Array:
+    """Cap each bin at four times the mean of its neighbours.
+
+    A value that comes again and again (a constant background behind a layer) stays one value when it is quantised. To
+    the divergence it would be a shape that only ever finer steps can follow, at the price of everything above.
+    """
+    neighbours = (np.convolve(counts, np.ones(17), "same") - counts) / 16
+    capped: Array = np.minimum(counts, 4 * neighbours)
+    return capped if capped.any() else counts
 
 
 class Mean:

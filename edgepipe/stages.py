@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import artifact, channels, data, dataflow, edits, isolate, network, plugins, training
+from edgepipe import artifact, calibrate, channels, data, dataflow, edits, formats, isolate, network, plugins, training
 from edgepipe.cache import Cache, code, key, versions
 from edgepipe.errors import UsageError
 
@@ -172,8 +172,9 @@ class Stages:
 
     @staticmethod
     def _key(kind: str, parent: str, module: Any, **parts: Any) -> str:
-        """Hash what goes into a stage; the code of the plug-in's whole folder is part of it."""
-        sources = [*sorted(Path(module.__file__).parent.glob("*.py")), *_shared(plugins), Path(__file__)]
+        """Hash what goes into a stage; the code of the plug-in's folder and of what they share is part of it."""
+        own = sorted(Path(module.__file__).parent.glob("*.py"))
+        sources = [*own, *_shared(formats), Path(calibrate.__file__), Path(__file__)]
         return key(kind, parent=parent, versions=versions(module.LIBRARIES), code=code(*sources), **parts)
 
     def _stage(

@@ -129,3 +129,10 @@ def test_mean_over_batches_of_any_size():
     mean.add(NORMAL[5:])
     assert mean.value.shape == (1, 64, 1, 32)
     assert np.allclose(mean.value, NORMAL.mean(axis=(0, 2), keepdims=True, dtype=np.float64))
+
+
+def test_entropy_is_not_led_astray_by_a_value_that_keeps_coming():
+    """A constant background must not make the divergence cut off what is above it."""
+    values = np.abs(NORMAL)
+    with_background = np.concatenate([values, np.full_like(values, 0.37)])
+    assert collect(with_background, "entropy")[1] == pytest.approx(collect(values, "entropy")[1], rel=0.3)

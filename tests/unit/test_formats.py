@@ -64,7 +64,8 @@ def test_onnx_int8_is_qdq_per_channel():
     assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= operators
     types = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
     assert types == {onnx.TensorProto.INT8}
-    assert any(len(tensor.dims) == 1 and tensor.dims[0] == 8 and "scale" in tensor.name for tensor in graph.initializer)
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    assert any(node.op_type == "DequantizeLinear" and sizes.get(node.input[1]) == [8] for node in graph.node)
 
 
 def test_onnx_dynamic_leaves_convolutions_alone():

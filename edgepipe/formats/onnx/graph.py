@@ -1,7 +1,8 @@
 """What the quantisation steps share: the optimised graph of a file, its layers, and how a file is finished.
 
-A layer is a Conv, ConvTranspose, Gemm or MatMul node, quantised or kept float as a whole. Layers go by the node's name
-in the graph that ONNX Runtime's basic optimiser makes of the file; the same file always gives the same names.
+A layer is a Conv, ConvTranspose, Gemm or MatMul node with constant weights, quantised or kept float as a whole. Layers
+go by the node's name in the graph that ONNX Runtime's basic optimiser makes of the file; the same file always gives the
+same names.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MICROSOFT = "com.microsoft"
 
 
-def session(model: Any, threads: int = 2, **settings: Any) -> Any:
-    """An InferenceSession on the CPU of a path, of serialised bytes or of a ModelProto.
+def session(model: Any, threads: int = 2, without: tuple[str, ...] = (), **settings: Any) -> Any:
+    """An InferenceSession on the CPU of a path or of a ModelProto, ``without`` some of the runtime's rewrites.
 
     Raises:
         IntegrityError: ONNX Runtime can't load it (an operator it does not know, a contradiction in the graph).
@@ -37,18 +38,19 @@ def session(model: Any, threads: int = 2, **settings: Any) -> Any:
         setattr(options, name, value)
     given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     try:
-        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        return onnxruntime.InferenceSession(given, options, providers=providers, disabled_optimizers=list(without))
     except Exception as error:  # the binding has a class of its own for each status code
         why = " ".join(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).split())[:300]
         where = Path(model).name if isinstance(model, str) else "the quantised file"
         raise IntegrityError(f"ONNX Runtime can't load the model: {why}", where, "see the reason above") from None
 
 
-def optimised(path: str) -> Any:
+def optimised(path: str, without: tuple[str, ...] = ()) -> Any:
     """The ModelProto of a float file after the runtime's basic rewrites; every node has a name of its own.
 
-    Constants are folded, batch normalisations are part of their convolutions, MatMul and Add are Gemm: what is
-    quantised is what will run.
+    Constants are folded, batch normalisations are part of their convolutions, MatMul and Add are Gemm (unless
+    ``without`` says otherwise): what is quantised is what will run.
 
     Raises:
         IntegrityError: a weight is NaN or infinite, or the file does not load.
@@ -59,7 +61,7 @@ def optimised(path: str) -> Any:
     with tempfile.TemporaryDirectory(prefix="edgepipe-") as scratch:
         target = str(Path(scratch) / "optimised.onnx")
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        session(path, graph_optimization_level=level, optimized_model_filepath=target)
+        session(path, without=without, graph_optimization_level=level, optimized_model_filepath=target)
         model = onnx.load(target)
     used = {node.domain for node in model.graph.node}
     for entry in [entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx", *used)]:
@@ -70,7 +72,46 @@ def optimised(path: str) -> Any:
             node.name = f"{node.name or node.op_type}_{index}"
         taken.add(node.name)
     _check_finite(model, path)
+    _plain_gemms(model)
     return model
+
+
+def _plain_gemms(model: Any) -> None:
+    """Give each Gemm with a constant weight no alpha and no beta, and a vector or nothing as its constant bias.
+
+    ONNX Runtime's quantiser drops beta, and fails on a bias that is a scalar, a row or a matrix.
+    """
+    from onnx import helper
+
+    known = constants(model)
+    for node in [node for node in model.graph.node if node.op_type == "Gemm" and weight_of(node, known) is not None]:
+        alpha, beta = (attribute(node, name, 1.0) for name in ("alpha", "beta"))
+        bias = known.get(node.input[2]) if len(node.input) > 2 else None  # noqa: PLR2004
+        width = known[node.input[1]].dims[channel_axis(node, 2)]
+        if alpha != 1:
+            node.input[1] = _constant(model, f"{node.name}_weight", array(known[node.input[1]]) * alpha)
+        if bias is not None and (beta != 1 or list(bias.dims) != [width]):
+            values, beta = array(bias) * beta, 1.0
+            if values.size in (1, width):
+                node.input[2] = _constant(model, f"{node.name}_bias", values.reshape(-1).repeat(width // values.size))
+            else:
+                product, result = f"{node.name}_product", node.output[0]
+                node.output[0] = product
+                del node.input[2]
+                rest = _constant(model, f"{node.name}_bias", values)
+                add = helper.make_node("Add", [product, rest], [result], f"{node.name}_add")
+                model.graph.node.insert(list(model.graph.node).index(node) + 1, add)
+        for name in ("alpha", "beta"):
+            for item in [item for item in node.attribute if item.name == name and (name == "alpha" or beta == 1)]:
+                node.attribute.remove(item)
+    remove_unused(model)
+
+
+def _constant(model: Any, name: str, values: Any) -> str:
+    from onnx import numpy_helper
+
+    model.graph.initializer.append(numpy_helper.from_array(values.astype("float32"), name))
+    return name
 
 
 def _check_finite(model: Any, path: str) -> None:
@@ -123,17 +164,12 @@ def channel_axis(node: Any, rank: int) -> int:
 def layers(path: str) -> list[dict[str, Any]]:
     """The quantisable layers of a float file in graph order (runs in the child).
 
-    Each is ``{"name": what `keep` takes, "op": operator, "weights": number of constant weights without the bias}``;
-    a MatMul of two activations has 0 weights.
+    Each is ``{"name": what `keep` takes, "op": operator, "weights": number of weights without the bias}``.
     """
     model = optimised(path)
     known = constants(model)
-    found = []
-    for node in model.graph.node:
-        if node.op_type in LAYERS:
-            weight = weight_of(node, known)
-            found.append({"name": node.name, "op": node.op_type, "weights": 0 if weight is None else count(weight)})
-    return found
+    weights = [(node, weight_of(node, known)) for node in model.graph.node]
+    return [{"name": node.name, "op": node.op_type, "weights": count(x)} for node, x in weights if x is not None]
 
 
 def count(tensor: Any) -> int:
@@ -203,7 +239,7 @@ def operators(path: str) -> Counter[str]:
 
 
 def finish(model: Any, target: str, note: str) -> dict[str, Any]:
-    """Write the file without metadata, prove that it loads, and say its versions."""
+    """Write the file without metadata, prove that it is sound and loads, and say its versions."""
     import onnx
     from onnxruntime.quantization.onnx_model import ONNXModel
 
@@ -211,9 +247,9 @@ def finish(model: Any, target: str, note: str) -> dict[str, Any]:
 
     strip(model)
     del model.graph.value_info[:]
-    tool = ONNXModel(model)
-    tool.topological_sort()  # the runtime takes any order, the standard does not
-    onnx.save(tool.model, target)
+    ONNXModel(model).topological_sort()  # the runtime takes any order, the standard does not
+    onnx.checker.check_model(model)
+    onnx.save(model, target)
     session(target)
     return {"opset": opset(model), "ir_version": int(model.ir_version), "note": note}
 

@@ -18,18 +18,15 @@ STEPS = {
     "dynamic": "int8 weights of MatMul and Gemm, activations quantised as they come; needs no data",
     "int8": "int8 weights, activations of 8 or 16 bits calibrated on data (QDQ)",
     "mixed": shared.MIXED,
-    "int8w": "int8 weights alone, one scale for each channel or group of inputs; needs no data",
-    "int4": "int4 weights alone in groups of inputs (matrix products) or by channel (convolutions); needs no data",
+    "int8w": "int8 weights alone, one scale for each channel or group of inputs, widened to float32 on load; no data",
+    "int4": "4-bit weights alone in groups: large matrix products compute on them, others are widened on load; no data",
 }
 DEFAULTS = shared.defaults(int4_group=32)
 CHOICES = shared.CHOICES
-NEEDS_DATA = shared.NEEDS_DATA
-# Groups are powers of two from 16 on: what ONNX Runtime's kernels take.
 LIMITS = {**shared.LIMITS, "int8w": {"group": (0, 256)}}
+NEEDS_DATA = shared.NEEDS_DATA
 LIBRARIES = ("onnx", "onnxruntime")
 OPTIONS = ("reduce_range", "opset", "ir_version")
-GROUPS = (0, 16, 32, 64, 128, 256)
-layers = graph.layers  # what `mixed` may keep in float
 _QUANTISED = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
@@ -60,8 +57,8 @@ def quantize(
         arguments |= {"calibration": str(calibration), "threads": options.threads, "keep": params.get("keep", [])}
         arguments |= {"opset": options.opset, "reduce_range": options.reduce_range, **words}
     elif "group" in params:
-        if params["group"] not in GROUPS:
-            fix = f"use group={', '.join(map(str, GROUPS[1:]))}"
+        if step == "int4" and params["group"] not in weights_only.GROUPS:
+            fix = f"use group={', '.join(map(str, weights_only.GROUPS))}"
             raise UsageError(f"there are no kernels for groups of {params['group']}", step, fix)
         function = f"{weights_only.__name__}:{step}"
         arguments |= {"group": params["group"], "opset": options.opset}
@@ -74,6 +71,11 @@ def quantize(
             raise IntegrityError(what, name, "use another recipe or a newer runtime on the board")
     opset, version = facts["opset"], facts["ir_version"]
     return Output([name], source.inputs, source.outputs, source.preprocessing, opset, version, facts["note"])
+
+
+def layers(path: str) -> list[dict[str, Any]]:
+    """The layers that int8 quantises, in the order of the graph (runs in the child): name, op, count of weights."""
+    return graph.layers(path)
 
 
 def fp16(source: str, target: str) -> dict[str, Any]:

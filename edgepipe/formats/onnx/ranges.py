@@ -19,15 +19,14 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-# Operators for which ONNX Runtime has kernels on 8-bit tensors, or that only move values. What is not here runs in
-# float between the others: a layer normalisation or a Gelu on 8-bit values costs accuracy and gains nothing.
+# Operators other than layers for which ONNX Runtime has kernels on 8-bit tensors, or that only move values. What is not
+# here runs in float between the others: a layer normalisation or a Gelu on 8-bit values loses accuracy for nothing.
 MOVERS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")  # the same values in another order
 SELECTORS = ("MaxPool", "Gather", "Slice", "Split", "Resize", "Pad")
 ARITHMETIC = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Softmax", "Sigmoid", "LeakyRelu", "Where")
 ACTIVATIONS = ("Relu", "Clip")
-QUANTISED = (*graph.LAYERS, *MOVERS, *SELECTORS, *ARITHMETIC, *ACTIVATIONS)
 
-_WITH_BIAS = 3  # inputs of a layer that has one
+_BIAS, _MATRIX = 2, 2  # the input that is a layer's bias; the axes of a matrix
 _BATCH = 32
 _MEMORY = 256 << 20  # bytes of activations held at a time
 
@@ -94,29 +93,54 @@ def observe(model: Any, calibration: str, settings: Settings, threads: int) -> O
     return Observed(ranges, _shifts(model, means, settings) if means else {}, samples)
 
 
+def chosen(model: Any, kept: set[str]) -> set[str]:
+    """The nodes to quantise: all layers with constant weights but those of ``kept``, and what lies between them.
+
+    Another operator is quantised only where its result goes on into a quantised one, and a ReLU or Clip behind a
+    quantised convolution, which swallows it. So an attention (two activations multiplied, a softmax) and the residual
+    stream between layer normalisations stay float: in 8 bits they were slower and less accurate. The bias behind a
+    MatMul is part of the MatMul's kernel.
+    """
+    known = graph.constants(model)
+    readers = _readers(model)
+    found = {node.name for node in model.graph.node if graph.weight_of(node, known) is not None} - kept
+    convolved = {node.output[0] for node in model.graph.node if node.op_type == "Conv" and node.name in found}
+    multiplied = {node.output[0] for node in model.graph.node if node.op_type == "MatMul" and node.name in found}
+    for node in reversed(model.graph.node):  # in topological order, so all readers are decided before
+        if is_bias(node, known) and node.input[0] in multiplied:
+            continue
+        swallowed = node.op_type in ACTIVATIONS and node.input[0] in convolved
+        between = node.op_type in (*MOVERS, *SELECTORS, *ARITHMETIC, *ACTIVATIONS)
+        after = [reader.name for name in node.output for reader in readers.get(name, [])]
+        if swallowed or (between and not found.isdisjoint(after)):
+            found.add(node.name)
+    return found
+
+
+def _readers(model: Any) -> dict[str, list[Any]]:
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
 def _sources(model: Any) -> dict[str, str]:
     """The tensors that may be quantised, each with the tensor whose range it has: itself, or the one it was moved from.
 
     What goes only into a ReLU or Clip has the range of what comes out: the rest is cut off anyway.
     """
     known = graph.constants(model)
-    readers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = _readers(model)
     outputs = {value.name for value in model.graph.output}
-    sources: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.op_type in QUANTISED:
-            for name in (*node.input, *node.output):
-                if name and name not in known:
-                    sources.setdefault(name, name)
-    for node in model.graph.node:  # in topological order, so chains of movers end at their root
+    names = chosen(model, set())
+    nodes = [node for node in model.graph.node if node.name in names]
+    sources = {name: name for node in nodes for name in (*node.input, *node.output) if name and name not in known}
+    for node in nodes:  # in topological order, so chains of movers end at their root
         if node.op_type in MOVERS and node.input[0] in sources:
             sources[node.output[0]] = sources[node.input[0]]
-    for node in model.graph.node:
-        only = len(readers.get(node.input[0], [])) == 1 and node.input[0] not in outputs if node.input else False
-        if node.op_type in ACTIVATIONS and only and node.input[0] in sources:
+    for node in nodes:
+        if node.op_type in ACTIVATIONS and len(readers[node.input[0]]) == 1 and node.input[0] not in outputs:
             sources[node.input[0]] = sources[node.output[0]]
     return sources
 
@@ -129,23 +153,39 @@ def _means(model: Any) -> dict[tuple[str, bool], Mean]:
     """
     from edgepipe.calibrate import Mean
 
-    known = graph.constants(model)
-    return {(node.input[0], _is_image(node)): Mean((0,)) for node in model.graph.node if _correctable(node, known)}
+    holders = _biases(model)
+    return {(node.input[0], _is_image(node)): Mean((0,)) for node in model.graph.node if node.name in holders}
 
 
 def _is_image(node: Any) -> bool:
     return node.op_type in ("Conv", "ConvTranspose")
 
 
-def _correctable(node: Any, known: dict[str, Any]) -> bool:
-    """Whether rounding the weights can be made up for in a bias: a constant one, or one that the layer may be given."""
-    weight = graph.weight_of(node, known)
-    if weight is None or node.op_type == "MatMul" or node.input[0] in known or graph.attribute(node, "transA", 0):
-        return False
-    if len(node.input) < _WITH_BIAS or not node.input[2]:
-        return True
-    bias = known.get(node.input[2])
-    return bias is not None and len(bias.dims) == 1 and bool(graph.attribute(node, "beta", 1.0))
+def _biases(model: Any) -> dict[str, tuple[Any, int]]:
+    """For each layer whose rounding a bias can make up for: the node that takes the bias, and as which input.
+
+    That is a layer with a constant bias or with none, or the Add of a constant vector that alone reads a MatMul.
+    """
+    known = graph.constants(model)
+    added = {node.input[0]: node for node in model.graph.node if is_bias(node, known)}
+    readers = _readers(model)
+    found: dict[str, tuple[Any, int]] = {}
+    for node in model.graph.node:
+        weight = graph.weight_of(node, known)
+        if weight is None or node.input[0] in known or graph.attribute(node, "transA", 0):
+            continue
+        add = added.get(node.output[0])
+        if node.op_type == "MatMul":
+            if add is not None and len(readers[node.output[0]]) == 1 and len(weight.dims) == _MATRIX:
+                found[node.name] = (add, 1)
+        elif len(node.input) <= _BIAS or not node.input[_BIAS] or node.input[_BIAS] in known:
+            found[node.name] = (node, _BIAS)
+    return found
+
+
+def is_bias(node: Any, known: dict[str, Any]) -> bool:
+    """Whether a node adds a constant vector to its first input."""
+    return node.op_type == "Add" and node.input[1] in known and len(known[node.input[1]].dims) == 1
 
 
 class _Runner:
@@ -234,8 +274,9 @@ def _shifts(model: Any, means: dict[tuple[str, bool], Mean], settings: Settings)
     from onnx import helper, numpy_helper
 
     known = graph.constants(model)
+    holders = _biases(model)
     nodes, inputs, weights, feeds = [], {}, [], {}
-    for index, node in enumerate(layer for layer in model.graph.node if _correctable(layer, known)):
+    for index, node in enumerate(layer for layer in model.graph.node if layer.name in holders):
         mean = means[node.input[0], _is_image(node)].value
         if mean is None:
             continue
@@ -273,15 +314,14 @@ def correct(model: Any, shifts: dict[str, list[float]]) -> int:
     from onnx import numpy_helper
 
     known = graph.constants(model)
-    for node in model.graph.node:
-        if node.name not in shifts:
+    for name, (node, place) in _biases(model).items():
+        if name not in shifts:
             continue
-        shift = np.array(shifts[node.name]) / graph.attribute(node, "beta", 1.0)
-        has = len(node.input) >= _WITH_BIAS and node.input[2]
-        before = graph.array(known[node.input[2]]) if has else 0.0
-        name = f"{node.name}_bias_corrected"  # a bias of its own: others may share the old one
-        model.graph.initializer.append(numpy_helper.from_array((before - shift).astype(np.float32), name))
-        del node.input[2:]
-        node.input.append(name)
+        has = len(node.input) > place and node.input[place]
+        before = graph.array(known[node.input[place]]) if has else 0.0
+        corrected = f"{name}_bias_corrected"  # a bias of its own: others may share the old one
+        values = (before - np.array(shifts[name])).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, corrected))
+        node.input[place:] = [corrected]
     graph.remove_unused(model)
-    return sum(node.name in shifts for node in model.graph.node)
+    return len(shifts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from edgepipe.errors import UsageError
@@ -30,18 +31,21 @@ def int8(
     """
     settings = _settings(**words)
     model = graph.optimised(source)
-    names = [node.name for node in model.graph.node if node.op_type in graph.LAYERS]
+    known = graph.constants(model)
+    names = [node.name for node in model.graph.node if graph.weight_of(node, known) is not None]
     kept = set(keep or [])
     if kept - set(names):
         raise UsageError(f"no such layers: {', '.join(sorted(kept - set(names)))[:200]}", "keep", "see `layers`")
     if not set(names) - kept:
-        return graph.unchanged(source, target, f"there is no {', '.join(graph.LAYERS)} to quantise")
+        return graph.unchanged(source, target, f"the file has no {', '.join(graph.LAYERS)} with constant weights")
     found = ranges.observe(model, calibration, settings, threads)
     model = graph.raise_opset(model, _PER_CHANNEL_OPSET if settings.channel else 10, opset, "int8")
     corrected = ranges.correct(model, {name: shift for name, shift in found.shifts.items() if name not in kept})
-    model = _insert(model, found.ranges, settings, kept)
-    _float_outputs(model)
+    nodes = ranges.chosen(model, kept)
+    model = _insert(model, found.ranges, settings, nodes)
+    _leave_float(model, nodes)
     graph.remove_unused(model)
+    _shrink(model)
     tensors = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
     parts = [f"{len(names) - len(kept)} layers and {tensors} tensors quantised"]
     parts.append(f"{settings.method} over {found.samples} samples")
@@ -71,7 +75,7 @@ def _settings(
     )
 
 
-def _insert(model: Any, limits: dict[str, tuple[float, float]], settings: ranges.Settings, kept: set[str]) -> Any:
+def _insert(model: Any, limits: dict[str, tuple[float, float]], settings: ranges.Settings, nodes: set[str]) -> Any:
     """Put QuantizeLinear and DequantizeLinear around what is quantised, by ONNX Runtime's own quantiser."""
     import numpy as np
     import onnx
@@ -83,6 +87,7 @@ def _insert(model: Any, limits: dict[str, tuple[float, float]], settings: ranges
     for name in limits:  # the quantiser takes no tensor whose type it does not know
         model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")  # or it would infer all shapes, on disk
+    whole = {tensor.name: [{"symmetric": True}] for tensor in _stacks(model)}  # kernels take no scales per column here
     kinds = {(8, False): "QUInt8", (8, True): "QInt8", (16, False): "QUInt16", (16, True): "QInt16"}
     quantiser = QDQQuantizer(
         model,
@@ -93,29 +98,69 @@ def _insert(model: Any, limits: dict[str, tuple[float, float]], settings: ranges
         tensors_range={
             name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in limits.items()
         },
-        nodes_to_quantize=[],
-        nodes_to_exclude=sorted(kept),
-        op_types_to_quantize=list(ranges.QUANTISED),
-        extra_options={"ActivationSymmetric": settings.symmetric, "QDQOpTypePerChannelSupportToAxis": {"MatMul": -1}},
+        nodes_to_quantize=sorted(nodes),
+        nodes_to_exclude=[],
+        op_types_to_quantize=sorted({node.op_type for node in model.graph.node}),
+        extra_options={
+            "ActivationSymmetric": settings.symmetric,
+            "TensorQuantOverrides": whole,
+        },
     )
-    return quantiser.quantize_model()
+    quantiser.quantize_model()
+    return quantiser.model.model
 
 
-def _float_outputs(model: Any) -> None:
-    """Take the pair of quantisers off the model's outputs behind a Gemm or MatMul: their kernels can write floats.
+def _stacks(model: Any) -> Any:
+    """Constant weights of MatMul nodes that are no matrices."""
+    known = graph.constants(model)
+    for node in model.graph.node:
+        weight = graph.weight_of(node, known) if node.op_type == "MatMul" else None
+        if weight is not None and len(weight.dims) > 2:  # noqa: PLR2004
+            yield weight
 
-    Rounding the scores to 8 bits would only make ties.
+
+def _leave_float(model: Any, nodes: set[str]) -> None:
+    """Take the quantisers off what goes from a Gemm or MatMul to no quantised node: their kernels can write floats.
+
+    That is so of a classifier's scores, where 8 bits would only make ties.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
-    for output in model.graph.output:
-        last = makers.get(output.name)
-        before = makers.get(last.input[0]) if last is not None and last.op_type == "DequantizeLinear" else None
-        layer = makers.get(before.input[0]) if before is not None and before.op_type == "QuantizeLinear" else None
-        if last is None or before is None or layer is None:
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for pair in [node for node in model.graph.node if node.op_type == "QuantizeLinear"]:
+        layer, back = makers.get(pair.input[0]), readers.get(pair.output[0], [])
+        if layer is None or layer.op_type not in ("Gemm", "MatMul") or len(back) != 1:
             continue
-        if layer.op_type in ("Gemm", "MatMul"):
-            readers = sum(name in (before.input[0], before.output[0]) for n in model.graph.node for name in n.input)
-            if readers == 2:  # noqa: PLR2004  the pair itself
-                layer.output[0] = output.name
-                model.graph.node.remove(last)
-                model.graph.node.remove(before)
+        after = readers.get(back[0].output[0], [])
+        if all(node.name not in nodes and node.op_type != "QuantizeLinear" for node in after):
+            layer.output[0] = back[0].output[0]
+            model.graph.node.remove(back[0])
+            model.graph.node.remove(pair)
+
+
+def _shrink(model: Any) -> None:
+    """Share equal zero points and give short names to what the quantiser added: a fifth of a small model's file."""
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    known = graph.constants(model)
+    names = {value.name: value.name for value in model.graph.output}  # old name -> new name
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    fresh = (name for name in map("q{}".format, itertools.count()) if name not in taken)
+    shared: dict[Any, str] = {}
+    for node in pairs:
+        node.name = ""
+        for name in (*node.input[1:], *node.output):
+            zero = name in known and name == node.input[-1]
+            content = (known[name].data_type, graph.array(known[name]).tobytes(), *known[name].dims) if zero else name
+            if content not in shared:
+                shared[content] = next(fresh)
+            names.setdefault(name, shared[content])
+    for node in model.graph.node:
+        for side in (node.input, node.output):
+            side[:] = [names.get(name, name) for name in side]
+    kept = {names.get(name, name): tensor for name, tensor in known.items()}
+    del model.graph.initializer[:]
+    for name, tensor in kept.items():
+        tensor.name = name
+    model.graph.initializer.extend(kept.values())

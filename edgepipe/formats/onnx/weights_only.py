@@ -1,102 +1,139 @@
-"""Weight-only quantisation: matrix products as MatMulNBits, convolutions as integers that are widened when loaded."""
+"""Weight-only quantisation: weights stored in 8 or 4 bits, arithmetic in float32; needs no data."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgepipe.formats.onnx import graph
-from edgepipe.formats.onnx.ranges import rounded
+from edgepipe.formats.onnx import graph, widen
 
-_INT8, _MATRIX = 8, 2
-_BLOCK_OPSET, _CHANNEL_OPSET = 21, 13  # DequantizeLinear: int4 and blocks; an axis
+if TYPE_CHECKING:
+    import numpy as np
 
+    Array = np.ndarray[Any, Any]
 
-def int8w(source: str, target: str, group: int, opset: int | None) -> dict[str, Any]:
-    """Store weights as int8, one scale for each channel or for each ``group`` inputs (runs in the child)."""
-    return _store(source, target, 8, group, opset)
-
-
-def int4(source: str, target: str, group: int, opset: int | None) -> dict[str, Any]:
-    """Store weights as int4, one scale for each ``group`` inputs (runs in the child)."""
-    return _store(source, target, 4, group, opset)
+GROUPS = (16, 32, 64, 128, 256)  # block sizes of the MatMulNBits kernels
+_SMALLEST = 16  # a 4-bit block of fewer weights saves nothing over 8 bits: its scale weighs more
+_WORTH = 1 << 16  # weights of a matrix from which on MatMulNBits was as fast as float32 (AVX2, 1 to 196 rows)
 
 
-def _store(source: str, target: str, bits: int, group: int, opset: int | None) -> dict[str, Any]:
-    import onnx
+def int8w(source: str, target: str, group: int, opset: int | None = None) -> dict[str, Any]:
+    """Store the weights of layers and embedding tables as int8, with a scale for each ``group`` weights of a channel.
 
-    model = graph.optimised(source)
+    ``group`` 0 is one scale per output channel. Runs in the child.
+    """
+    model = graph.optimised(source, without=("MatMulAddFusion",))
+    model = graph.raise_opset(model, widen.LEAST_OPSET, opset, "int8w")
+    found = _weights(model)
+    if not found:
+        return graph.unchanged(source, target, f"the file has no {', '.join(graph.LAYERS)} or Gather of weights")
+    for tensor, axis in found:
+        widen.insert(model, tensor, widen.blocks(tuple(tensor.dims), axis, group), 8)
+    note = f"{len(found)} tensors stored in 8 bits and widened to float32 on load: a smaller file, the same speed"
+    return graph.finish(model, target, note)
+
+
+def int4(source: str, target: str, group: int, opset: int | None = None) -> dict[str, Any]:
+    """Store weights in 4 bits, in blocks of ``group`` (one of `GROUPS`). Runs in the child.
+
+    A large MatMul or Gemm becomes MatMulNBits, whose kernels read the 4 bits; the weights of the others, of
+    convolutions and of embedding tables are widened on load. Blocks of fewer than 16 weights (depthwise kernels) stay
+    at 8 bits.
+    """
+    model = graph.optimised(source, without=("MatMulAddFusion",))
+    model = graph.raise_opset(model, widen.LEAST_OPSET, opset, "int4")
     known = graph.constants(model)
-    products = sum(n.op_type == "MatMul" and graph.weight_of(n, known) is not None for n in model.graph.node)
-    blocks = bool(products and group)
-    if blocks:
-        model = _products(model, bits, group)
-        known = graph.constants(model)
-    rest = [n for n in model.graph.node if n.domain in ("", "ai.onnx") and graph.weight_of(n, known) is not None]
-    if not rest and not blocks:
-        return graph.unchanged(source, target, "no layer has constant weights")
-    if rest:
-        model = graph.raise_opset(model, _BLOCK_OPSET if bits < _INT8 else _CHANNEL_OPSET, opset, f"int{bits} weights")
-        known = graph.constants(model)
-        names = {node.name for node in rest}
-        for node in [node for node in model.graph.node if node.name in names]:
-            _widened(model, node, known[node.input[1]], bits, group)
+    blocked = [node for node in model.graph.node if _is_large_matrix(node, known)]
+    for node in blocked:
+        _to_blocks(model, node, known, group)
     graph.remove_unused(model)
-    if bits < _INT8:  # the first IR version with 4-bit tensors
-        model.ir_version = max(model.ir_version, onnx.IR_VERSION_2024_3_25)
-    parts = [f"{products} matrix products in groups of {group}, computed on int{bits}"] * blocks
-    parts += [f"{len(rest)} layers stored as int{bits} and widened when loaded: it saves size, not time"] * bool(rest)
-    return graph.finish(model, target, "; ".join(parts))
+    found = _weights(model)
+    if not blocked and not found:
+        return graph.unchanged(source, target, f"the file has no {', '.join(graph.LAYERS)} or Gather of weights")
+    bytes_ = 0
+    for tensor, axis in found:
+        cut = widen.blocks(tuple(tensor.dims), axis, group)
+        small = graph.count(tensor) % 2 or cut.size < _SMALLEST
+        bytes_ += bool(small)
+        widen.insert(model, tensor, cut, 8 if small else 4)
+    notes = [f"{len(blocked)} large MatMul and Gemm compute on 4-bit weights"] * bool(blocked)
+    notes += [f"{len(found)} tensors are widened to float32 on load: smaller, not faster"] * bool(found)
+    notes += [f"{bytes_} of them stored in 8 bits, their blocks being too small"] * bool(bytes_)
+    return graph.finish(model, target, "; ".join(notes))
 
 
-def _products(model: Any, bits: int, group: int) -> Any:
-    """MatMul with constant weights -> MatMulNBits, by ONNX Runtime's own tool."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+def _weights(model: Any) -> list[tuple[Any, int]]:
+    """Float constants worth storing in fewer bits, each once, with the axis of its output channels or table rows."""
+    from onnx import TensorProto
 
-    how = DefaultWeightOnlyQuantConfig(block_size=group, is_symmetric=True, accuracy_level=4, bits=bits)
-    tool = MatMulNBitsQuantizer(model, algo_config=how)
-    tool.process()
-    found = tool.model.model
-    graph.add_domain(found)
-    return found
+    known = graph.constants(model)
+    found: dict[str, tuple[Any, int]] = {}
+    for node in model.graph.node:
+        tensor = graph.weight_of(node, known)
+        if tensor is not None:
+            found.setdefault(tensor.name, (tensor, graph.channel_axis(node, len(tensor.dims))))
+        elif node.op_type == "Gather" and node.input[0] in known and not graph.attribute(node, "axis", 0):
+            table = known[node.input[0]]
+            if table.data_type == TensorProto.FLOAT and len(table.dims) > 1:
+                found.setdefault(table.name, (table, 0))
+    return list(found.values())
 
 
-def _widened(model: Any, node: Any, tensor: Any, bits: int, group: int) -> None:
-    """Store one layer's weight as integers behind a DequantizeLinear: by groups of inputs where they divide."""
+def _is_large_matrix(node: Any, known: dict[str, Any]) -> bool:
+    """Whether MatMulNBits can stand for the node, and gains by it."""
+    weight = graph.weight_of(node, known)
+    if weight is None or len(weight.dims) != 2 or graph.count(weight) < _WORTH:  # noqa: PLR2004
+        return False
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    return node.op_type == "MatMul" or (
+        node.op_type == "Gemm" and all(graph.attribute(node, name, value) == value for name, value in plain.items())
+    )
+
+
+def _to_blocks(model: Any, node: Any, known: dict[str, Any], group: int) -> None:
+    """Put MatMulNBits in the place of a MatMul or Gemm: https://github.com/microsoft/onnxruntime ContribOperators.md.
+
+    Its weight is [N, blocks of K, bytes], the even values of a block in the low nibbles.
+    """
     import numpy as np
     from onnx import helper, numpy_helper
 
-    weight = graph.array(tensor)
-    axis = graph.channel_axis(node, weight.ndim)
-    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-    along = 1 if axis == 0 else 0  # the axis of a matrix that runs over its inputs
-    blocked = bool(group) and weight.ndim == _MATRIX and rows.shape[1] % group == 0 and bits < _INT8
-    top = 2 ** (bits - 1) - 1
-    if blocked:
-        split = weight.reshape(weight.shape[0], -1, group) if along else weight.reshape(-1, group, weight.shape[1])
-        reach = np.abs(split).max(axis=2 if along else 1)
-        scale = np.where(reach > 0, reach / top, 1.0).astype(np.float32)
-        integers = np.clip(np.rint(weight / np.repeat(scale, group, axis=along)), -top, top)
-    else:
-        integers, scale = rounded(weight, axis, top)
-        scale = scale.reshape(-1)
-    name = f"{node.name}_weight"
-    stored = _tensor(f"{name}_int{bits}", integers.astype(np.int8), bits)
-    model.graph.initializer.extend([stored, numpy_helper.from_array(scale, f"{name}_scale")])
-    attributes = {"axis": along, "block_size": group} if blocked else {"axis": axis}
-    inputs = [stored.name, f"{name}_scale"]
-    widen = helper.make_node("DequantizeLinear", inputs, [f"{name}_float"], f"{name}_widen", **attributes)
-    node.input[1] = f"{name}_float"
-    model.graph.node.insert(list(model.graph.node).index(node), widen)
-
-
-def _tensor(name: str, integers: Any, bits: int) -> Any:
-    """A tensor of int8, or of int4 with two values in a byte, the first one in the low half."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    if bits == _INT8:
-        return numpy_helper.from_array(integers, name)
-    flat = integers.ravel().view(np.uint8) & 15
-    pairs = np.append(flat, np.zeros(flat.size % 2, np.uint8)).reshape(-1, 2)
-    packed = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8)
-    return helper.make_tensor(name, TensorProto.INT4, integers.shape, packed.tobytes(), raw=True)
+    weight = graph.array(known[node.input[1]])
+    rows = weight if node.op_type == "Gemm" and graph.attribute(node, "transB", 0) else weight.T
+    channels, inner = rows.shape
+    group = min(group, max(GROUPS[0], 1 << (inner - 1).bit_length()))  # no larger than the padded row
+    number = -(-inner // group)
+    padded = np.pad(rows, ((0, 0), (0, number * group - inner)))
+    integers, scale, zero = widen.to_nibbles(padded, widen.Blocks((channels, number, group), (2,)))
+    zeros = np.pad(zero.reshape(channels, number), ((0, 0), (0, number % 2)))
+    parts = {
+        "packed": integers[..., ::2] | (integers[..., 1::2] << 4),
+        "scales": scale.reshape(-1),
+        "zeros": (zeros[:, ::2] | (zeros[:, 1::2] << 4)).reshape(-1),
+    }
+    names = [f"{node.name}_{part}" for part in parts]
+    model.graph.initializer.extend(
+        numpy_helper.from_array(values, name) for name, values in zip(names, parts.values(), strict=True)
+    )
+    bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] else ""  # noqa: PLR2004
+    output = f"{node.name}_product" if bias else node.output[0]
+    made = [
+        helper.make_node(
+            "MatMulNBits",
+            [node.input[0], *names],
+            [output],
+            node.name,
+            domain=graph.MICROSOFT,
+            K=inner,
+            N=channels,
+            bits=4,
+            block_size=group,
+            accuracy_level=4,  # the kernels may quantise the activations to int8 on the way; level 0 is slower
+        )
+    ]
+    if bias:
+        made.append(helper.make_node("Add", [output, bias], [node.output[0]], f"{node.name}_bias"))
+    place = list(model.graph.node).index(node)
+    model.graph.node.remove(node)
+    for offset, new in enumerate(made):
+        model.graph.node.insert(place + offset, new)
+    graph.add_domain(model)
