@@ -89,18 +89,28 @@ def constant(model: Any, index: int) -> Any:
     return np.frombuffer(bytes(data), _TYPES[kind(tensor)]).reshape(shape)
 
 
-def add_constant(model: Any, name: str, values: Any) -> int:
-    """Add a float32 constant to the graph and return its index."""
+def set_constant(model: Any, place: int, slot: int, values: Any) -> None:
+    """Give input ``slot`` of operation ``place``, a float32 constant, new values; sharers keep the old ones."""
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
-    buffer, tensor = schema.BufferT(), schema.TensorT()
-    buffer.data = np.frombuffer(values.astype(np.float32).tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    tensor.name, tensor.type = name.encode(), schema.TensorType.FLOAT32
-    tensor.shape, tensor.buffer = np.array(values.shape, np.int32), len(model.buffers) - 1
-    model.subgraphs[0].tensors.append(tensor)
-    return len(model.subgraphs[0].tensors) - 1
+    main = model.subgraphs[0]
+    index = int(main.operators[place].inputs[slot])
+    old = main.tensors[index]
+    readers = sum(int(other) == index for op in main.operators for other in op.inputs)
+    if readers > 1:
+        taken = {(other.name or b"").decode("utf-8", "replace") for part in model.subgraphs for other in part.tensors}
+        tensor = schema.TensorT()
+        tensor.name, tensor.type = _free(f"{name_of(model, place)}/{slot}", taken).encode(), old.type
+        tensor.shape, tensor.buffer = list(old.shape), old.buffer
+        main.tensors.append(tensor)
+        main.operators[place].inputs[slot] = len(main.tensors) - 1
+        old = tensor
+    users = sum(tensor.buffer == old.buffer for part in model.subgraphs for tensor in part.tensors)
+    if users > 1:
+        model.buffers.append(schema.BufferT())
+        old.buffer = len(model.buffers) - 1
+    model.buffers[old.buffer].data = np.frombuffer(values.astype(np.float32).tobytes(), np.uint8)
 
 
 def label(model: Any) -> None:

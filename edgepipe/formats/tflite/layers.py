@@ -74,6 +74,14 @@ def find(model: Any) -> list[Layer]:
     return found
 
 
+def tables(model: Any) -> set[int]:
+    """The places of look-ups in constant float tables: embeddings, which are stored as integers and read as floats."""
+    operators = model.subgraphs[0].operators
+    lookups = [index for index, op in enumerate(operators) if graph.operator(model, op) == "EMBEDDING_LOOKUP"]
+    held = {index: int(operators[index].inputs[1]) for index in lookups}
+    return {i for i, table in held.items() if graph.is_float(model, table) and graph.constant(model, table) is not None}
+
+
 def in_float(model: Any, keep: set[str], supported: Callable[[str], bool]) -> set[int]:
     """The operations of the main graph that stay in float, by their places.
 

@@ -12,6 +12,8 @@ from edgepipe.formats.tflite.ranges import Observed, Settings, observe
 
 _LARGEST = 127  # of a weight: ranges are symmetric
 _LARGEST_BIAS = 2.0**29  # of an integer bias; its correction and the sum of products have the rest of the 32 bits
+_NOT_16 = ("GELU",)  # tflite-runtime 2.14 has it in 8 bits alone
+_BIAS = 2  # place of the bias among the inputs of the operations that are corrected
 _NARROWEST = 2.0**-16  # of a channel's range, against the widest channel of the layer
 
 
@@ -52,9 +54,11 @@ def int8(
         _correct(model, chosen, seen, reaches)
     _quantise(model, floats, seen, reaches, settings, target)
     others = len(model.subgraphs[0].operators) - len(floats) - len(chosen)
+    tables = len(layers.tables(model))
     prove(source, target)
     note = f"{settings.method} over {seen.samples} samples; {len(chosen)} of {len(found)} layers"
-    return f"{note} and {others} other operations computed in int{settings.bits}"
+    note += f" and {others} other operations computed in int{settings.bits}"
+    return note + f"; {tables} tables of embeddings stored as int8" * bool(tables)
 
 
 def _check(model: Any, chosen: list[layers.Layer]) -> None:
@@ -96,7 +100,7 @@ def _reaches(model: Any, chosen: list[layers.Layer], seen: Observed, settings: S
 
 
 def _correct(model: Any, chosen: list[layers.Layer], seen: Observed, reaches: dict[int, Any]) -> None:
-    """Give each layer a bias of its own that makes up for what rounding its weights shifts on average.
+    """Let each bias make up for what rounding the layer's weights shifts on average; layers without a bias get none.
 
     The mean of (W - Wq) x over data is (W - Wq) E[x]: Nagel et al., "Data-free quantization through weight equalization
     and bias correction", 2019, equation 15, with E[x] measured for each place of the kernel.
@@ -104,9 +108,9 @@ def _correct(model: Any, chosen: list[layers.Layer], seen: Observed, reaches: di
     import numpy as np
 
     for layer in chosen:
-        if layer.index not in seen.means:
-            continue
         weights, bias = graph.constant(model, layer.weights), graph.constant(model, layer.bias)
+        if bias is None or layer.index not in seen.means:
+            continue
         scale = reaches[layer.weights].astype(np.float64) / _LARGEST
         lost = weights - np.clip(np.rint(weights / scale), -_LARGEST, _LARGEST) * scale
         met = seen.means[layer.index]
@@ -114,11 +118,7 @@ def _correct(model: Any, chosen: list[layers.Layer], seen: Observed, reaches: di
             shift = (lost[0] * np.repeat(met, weights.shape[-1] // met.shape[-1], axis=-1)).sum((0, 1))
         else:
             shift = (lost * met).reshape(len(weights), -1).sum(1)
-        inputs = model.subgraphs[0].operators[layer.index].inputs
-        place = graph.add_constant(
-            model, f"{graph.name_of(model, layer.index)}/bias", shift if bias is None else bias + shift
-        )
-        model.subgraphs[0].operators[layer.index].inputs = [*inputs[:2], place]
+        graph.set_constant(model, layer.index, _BIAS, bias + shift)
 
 
 def _quantise(
@@ -141,7 +141,8 @@ def _quantise(
     off = {"algorithm_key": AlgorithmName.NO_QUANTIZE}
     for border in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
         tool.update_quantization_recipe(".*", border, **off)
-    if scope := graph.pattern(model, floats, others=True):
+    tool.add_weight_only_config(".*", TFLOperationName.EMBEDDING_LOOKUP, 8)
+    if scope := graph.pattern(model, floats - layers.tables(model), others=True):
         tool.update_quantization_recipe(scope, TFLOperationName.ALL_SUPPORTED, **off)
     result = tool.quantize(table, enable_progress_report=False, enable_progress_bar=False)
     result.export_model(target, overwrite=True)
@@ -166,13 +167,13 @@ def _config(settings: Settings, by_channel: bool = True) -> Any:
 
 
 def _supported(kind: str, settings: Settings) -> bool:
-    """Whether the quantizer has an integer version of an operation for this scheme."""
+    """Whether there is an integer version of an operation for this scheme, in the quantizer and in all runtimes."""
     from ai_edge_quantizer import algorithm_manager, qtyping
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     code = getattr(qtyping.BuiltinOperator, kind, None)
     name = tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME.get(code)
-    if name is None:
+    if name is None or (settings.scheme == "w8a16" and kind in _NOT_16):
         return False
     try:
         algorithm_manager.check_op_quantization_config(

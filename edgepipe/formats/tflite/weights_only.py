@@ -63,15 +63,28 @@ def _store(source: str, target: str, bits: int, group: int) -> str:
     result.export_model(target, overwrite=True)
     if grouped:
         _stamp(target)
-    done = prove(source, target)
-    if not done:
+    if not prove(source, target):
         shutil.copyfile(source, target)
         return "no effect: no layer has constant float weights"
+    counts = _counts(target)
+    widened = " and ".join(f"{count} as {kind}" for kind, count in counts.items() if count)
     parts = [f"{len(grouped)} layers in groups of {group}, on inputs rounded to int8"] * bool(grouped)
-    rest = done - len(grouped)
-    parts += [f"{rest} tensors stored as int{bits} and widened when loaded: it saves size, not time"] * (rest > 0)
+    parts += [f"weights of layers stored {widened}, widened when loaded: it saves size, not time"] * bool(widened)
     parts += ["tflite-runtime 2.14 can't load it"] * (bits < _INT8)
     return "; ".join(parts)
+
+
+def _counts(path: str) -> dict[str, int]:
+    """How many tensors of weights a file stores in which integers, apart from those in groups."""
+    model = graph.read(path)
+    tensors = [tensor for tensor in model.subgraphs[0].tensors if not graph.in_blocks(tensor)]
+    kinds = [graph.kind(tensor) for tensor in tensors if _stored(model, tensor)]
+    return {"int4": kinds.count("INT4"), "int8": kinds.count("INT8")}
+
+
+def _stored(model: Any, tensor: Any) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
 
 
 def _check(model: Any) -> None:
