@@ -58,7 +58,7 @@ def int8(
     prove(source, target)
     note = f"{settings.method} over {seen.samples} samples; {len(chosen)} of {len(found)} layers"
     note += f" and {others} other operations computed in int{settings.bits}"
-    return note + f"; {tables} tables of embeddings stored as int8" * bool(tables)
+    return note + "; embeddings stored as int8" * bool(tables)
 
 
 def _check(model: Any, chosen: list[layers.Layer]) -> None:
