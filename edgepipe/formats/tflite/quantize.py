@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
-from edgepipe.cache import Cache, code, key
+from edgepipe.cache import Cache, code, key, versions
 from edgepipe.errors import UsageError
 from edgepipe.formats.tflite import graph, ranges, static, weights_only
 from edgepipe.formats.tflite import layers as layers_of
@@ -115,6 +115,7 @@ def _observed(source: Artifact, calibration: Path, words: dict[str, Any], option
         file=source.sha256,
         data=digest.hexdigest(),
         words={**words, "calibration": ""},
+        versions=versions(LIBRARIES),
         code=code(ranges.__file__, graph.__file__, layers_of.__file__, _ESTIMATOR),
     )
 
