@@ -25,6 +25,14 @@ WORDS = {
     "activations": ("asymmetric", "symmetric"),
     "bias": ("on", "off"),
 }
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "fp16": {},
+    "dynamic": {},
+    "int8": _INT8,
+    "mixed": {"drop": 0.01, **_INT8},
+    "int8w": {"group": 0},  # 0: one scale for each channel
+    "int4": {"group": 32},
+}
 _PERCENTILES = {"percentile": (90.0, 100.0)}
 NEEDS_DATA = ("int8", "mixed")
 CHOICES = dict.fromkeys(NEEDS_DATA, WORDS)
@@ -33,12 +41,6 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "mixed": {"drop": (0.0, 1.0), **_PERCENTILES},
 }
 _LARGEST, _STEP = 7, 16  # of four bits with a sign
-
-
-def defaults(int4_group: int) -> dict[str, dict[str, Any]]:
-    """The parameters of each step; ``int4_group`` is how many inputs share a scale, 0 where that can't be."""
-    steps: dict[str, dict[str, Any]] = {"fp16": {}, "dynamic": {}, "int8": _INT8, "mixed": {"drop": 0.01, **_INT8}}
-    return {**steps, "int8w": {"group": 0}, "int4": {"group": int4_group}}
 
 
 def unpacked(packed: np.ndarray[Any, Any], count: int, *, signed: bool) -> np.ndarray[Any, Any]:

@@ -268,13 +268,13 @@ def test_a_model_file_with_a_fixed_batch(shared):
 @pytest.mark.parametrize(("samples", "sizes"), [(8, [4, 4]), (9, [4, 4]), (4, [4]), (3, [4]), (1, [4])])
 def test_calibration_in_batches(samples, sizes):
     """A converter with a batch of four is fed fours: the rest is left out, too few are repeated."""
-    from edgepipe.formats.tflite import quantize as tflite_quantize
+    from edgepipe.formats.tflite import ranges
 
     array = np.arange(samples * 2).reshape(samples, 2)
-    feeds = list(tflite_quantize._feeds([array], ["x"], 4))
-    assert [len(feed["x"]) for feed in feeds] == sizes
-    assert (feeds[0]["x"][0] == array[0]).all()
-    assert {tuple(row) for feed in feeds for row in feed["x"]} <= {tuple(row) for row in array}
+    feeds = list(ranges.feeds([array], 4))
+    assert [len(feed[0]) for feed in feeds] == sizes
+    assert (feeds[0][0][0] == array[0]).all()
+    assert {tuple(row) for feed in feeds for row in feed[0]} <= {tuple(row) for row in array}
 
 
 def test_artifact_of_a_bare_file():

@@ -21,7 +21,7 @@ STEPS = {
     "int8w": "int8 weights alone, one scale for each channel or group of inputs, widened to float32 on load; no data",
     "int4": "4-bit weights alone in groups: large matrix products compute on them, others are widened on load; no data",
 }
-DEFAULTS = shared.defaults(int4_group=32)
+DEFAULTS = shared.DEFAULTS
 CHOICES = shared.CHOICES
 LIMITS = {**shared.LIMITS, "int8w": {"group": (0, 256)}}
 NEEDS_DATA = shared.NEEDS_DATA

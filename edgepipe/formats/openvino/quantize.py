@@ -21,7 +21,7 @@ STEPS = {
     "int8w": "int8 weights alone, one scale for each channel; needs no data",
     "int4": "int4 weights of matrix products in groups, int8 for the other layers; needs no data",
 }
-DEFAULTS = shared.defaults(int4_group=32)
+DEFAULTS = shared.DEFAULTS
 CHOICES = shared.CHOICES
 LIMITS = shared.LIMITS
 NEEDS_DATA = shared.NEEDS_DATA

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats.tflite import graph
 from edgepipe.schema import TensorSpec
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ def convert(
         for shape, dtype in zip(shapes, dtypes, strict=True)
     )
     litert_torch.convert(module, example).export(target)
+    model = graph.read(target)
+    graph.label(model)
+    Path(target).write_bytes(graph.pack(model))
     return _read_back(target, module, example)
 
 

@@ -1,171 +1,173 @@
-"""A TFLite file as quantisation sees it: its layers, what flows between them, and biases that make up for rounding."""
+"""A TFLite file as objects that can be read and changed: its operations, their constants, and names for them.
+
+Only the first graph of a file is looked at: the others are bodies of loops and branches, or further entry points.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import re
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+from edgepipe.errors import IntegrityError
 
-LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
-_CORRECTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_INT8 = 127
+_TYPES = {"FLOAT32": "float32", "FLOAT16": "float16", "INT32": "int32", "INT64": "int64", "INT8": "int8"}
 
 
-@dataclass(frozen=True)
-class Layer:
-    """An operation with weights. ``name`` is its output tensor's; ``inputs`` the length of a row of its weights."""
-
-    name: str
-    op: str
-    weights: int
-    inputs: int
-    operator: Any
-
-
-class Graph:
-    """The main subgraph of a file, as the flatbuffer's object API gives it."""
-
-    def __init__(self, path: str) -> None:
-        from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flat
-
-        self._flat = flat
-        self._model = flat.read_model(path)
-        self._graph = self._model.subgraphs[0]
-        self.layers = [layer for operator in self._graph.operators if (layer := self._layer(operator))]
-
-    def name(self, index: int) -> str:
-        """A tensor's name."""
-        return str(self._flat.get_tensor_name(self._graph.tensors[index]))
-
-    def data(self, index: int) -> np.ndarray[Any, Any] | None:
-        """A constant tensor's values; None for what is computed."""
-        found: np.ndarray[Any, Any] | None = self._flat.get_tensor_data(self._graph.tensors[index], self._model.buffers)
-        return found
-
-    def broken(self) -> str:
-        """The name of the first float constant that is not finite, or nothing."""
-        import numpy as np
-
-        for index in range(len(self._graph.tensors)):
-            values = self.data(index)
-            if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
-                return self.name(index)[:120]
-        return ""
-
-    def corrected(self, means: dict[str, Any], per_channel: bool) -> bytes:
-        """The file with biases that make up for what rounding the weights shifts on average.
-
-        The mean of (W - Wq) x is (W - Wq) E[x], with E[x] the mean of each input channel over the calibration data
-        (Nagel et al. 2019, equation 15, without their assumption on E[x]); padding at borders is left out of account.
-        """
-        import flatbuffers
-        import numpy as np
-
-        for layer in self.layers:
-            bias = self.data(layer.operator.inputs[2]) if len(layer.operator.inputs) > 2 else None  # noqa: PLR2004
-            mean = means.get(self.name(layer.operator.inputs[0]))
-            weight = self.data(layer.operator.inputs[1])
-            if layer.op not in _CORRECTED or bias is None or mean is None or weight is None:
-                continue
-            axis = weight.ndim - 1 if layer.op == "DEPTHWISE_CONV_2D" else 0
-            lost = (weight - _rounded(weight, axis, per_channel)).astype(np.float64)
-            if layer.op == "DEPTHWISE_CONV_2D":
-                shift = lost.sum((0, 1, 2)) * np.repeat(mean, weight.shape[-1] // mean.size)
-            else:
-                shift = (lost.reshape(len(weight), -1, mean.size) * mean).sum((1, 2))
-            buffer = self._model.buffers[self._graph.tensors[layer.operator.inputs[2]].buffer]
-            buffer.data = np.frombuffer((bias + shift.reshape(bias.shape)).astype(np.float32).tobytes(), np.uint8)
-        builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(self._model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
-
-    def _layer(self, operator: Any) -> Layer | None:
-        kind = self._flat.TFL_OP_CODE_TO_NAME.get(self._model.operatorCodes[operator.opcodeIndex].builtinCode)
-        word = str(kind.value if kind else "")
-        if word not in LAYERS and word != "CONV_2D_TRANSPOSE":
-            return None
-        constants = [values for index in operator.inputs[:2] if index >= 0 and (values := self.data(index)) is not None]
-        weights = [values for values in constants if values.dtype.kind == "f"]
-        if not weights:
-            return None
-        size = weights[0].size
-        row = weights[0].shape[-1]
-        return Layer(self.name(operator.outputs[0]), word, int(size), int(row), operator)
-
-
-def read(path: str) -> Graph:
-    """Read a file for quantisation (in the child)."""
-    return Graph(path)
-
-
-def _rounded(weight: Any, axis: int, per_channel: bool) -> Any:
-    """Weights as int8 keeps them: symmetric, by channel along ``axis`` or one scale for all."""
-    import numpy as np
-
-    others = tuple(index for index in range(weight.ndim) if index != axis) if per_channel else None
-    scale = np.abs(weight).max(axis=others, keepdims=True) / _INT8
-    scale = np.where(scale > 0, scale, 1.0)
-    return np.clip(np.rint(weight / scale), -_INT8, _INT8) * scale
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What calibration saw: the estimated range of each activation, and the mean of each of its channels."""
-
-    ranges: dict[str, tuple[float, float]]
-    means: dict[str, Any]
-
-    def ranges_for(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """The quantizer's own table with our ranges in it, in its shapes."""
-        import numpy as np
-
-        table = {}
-        for name, entry in wanted.items():
-            if name in self.ranges and {"min", "max"} <= set(entry):
-                low, high = (
-                    np.full_like(entry[key], end) for key, end in zip(("min", "max"), self.ranges[name], strict=True)
-                )
-                entry = {**entry, "min": low, "max": high}  # noqa: PLW2901
-            table[name] = entry
-        return table
-
-
-def watch(path: str, feeds: list[dict[str, Any]], threads: int, params: dict[str, Any], bits: int) -> Seen:
-    """Run the float file over ``feeds`` (arrays by signature key) and watch every activation.
+def read(path: str) -> Any:
+    """The file as the schema's ``ModelT``.
 
     Raises:
-        IntegrityError: an activation is NaN or infinite; it is named.
+        IntegrityError: it can't be read as one.
     """
-    from ai_edge_litert.interpreter import Interpreter
+    import struct
 
-    from edgepipe.calibrate import Collector, Mean, Rule
+    from ai_edge_litert.tools import flatbuffer_utils
 
-    interpreter = Interpreter(model_path=path, num_threads=threads, experimental_preserve_all_tensors=True)
-    interpreter.allocate_tensors()
-    runner = interpreter.get_signature_runner(next(iter(interpreter.get_signature_list())))
-    graph = read(path)
-    symmetric = params["activations"] == "symmetric" or bits > 8  # noqa: PLR2004  the runtimes want 16 bits symmetric
-    rule = Rule(params["method"], bits, symmetric, params["percentile"])
-    details = {
-        detail["name"]: detail
-        for detail in interpreter.get_tensor_details()
-        if detail["dtype"].__name__ == "float32" and detail["index"] < len(graph._graph.tensors)
-        and graph.data(detail["index"]) is None
-    }  # fmt: skip
-    ranges = {name: Collector(name, rule) for name in details}
-    inputs = {graph.name(layer.operator.inputs[0]) for layer in graph.layers}
-    means = {name: Mean(tuple(range(len(details[name]["shape"]) - 1))) for name in inputs if name in details}
-    for feed in feeds:
-        runner(**feed)
-        for name, detail in details.items():
-            try:
-                values = interpreter.get_tensor(detail["index"])
-            except ValueError:
-                continue  # a tensor the delegate never made
-            ranges[name].add(values)
-            if name in means:
-                means[name].add(values)
-    found = {name: collector.range() for name, collector in ranges.items() if collector.seen}
-    return Seen(found, {name: mean.value.ravel() for name, mean in means.items() if mean.value is not None})
+    try:
+        return flatbuffer_utils.read_model(path)
+    except (ValueError, TypeError, IndexError, AttributeError, struct.error) as error:
+        what = f"not a sound TFLite model: {' '.join(str(error).split())[:200]}"
+        raise IntegrityError(what, path, "get the file again, or export it again") from None
+
+
+def named(path: str) -> Any:
+    """As `read`, with new names for all tensors where two share one: the quantizer goes by names.
+
+    Raises:
+        IntegrityError: as `read`.
+    """
+    model = read(path)
+    names = [tensor.name for part in model.subgraphs for tensor in part.tensors]
+    if len(set(names)) < len(names) or None in names:
+        label(model)
+    return model
+
+
+def pack(model: Any) -> bytes:
+    """The bytes of a file that holds a ``ModelT``."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def operator(model: Any, op: Any) -> str:
+    """The operation's name in the schema, such as CONV_2D; CUSTOM for a custom one."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    code = model.operatorCodes[op.opcodeIndex]
+    return _names(schema.BuiltinOperator)[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def name_of(model: Any, index: int) -> str:
+    """The name of operation ``index`` of the graph: its kind and its place, such as conv_2d_3."""
+    return f"{operator(model, model.subgraphs[0].operators[index]).lower()}_{index}"
+
+
+def kind(tensor: Any) -> str:
+    """The tensor's type by its name in the schema, such as FLOAT32."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return _names(schema.TensorType)[tensor.type]
+
+
+def is_float(model: Any, index: int) -> bool:
+    """Whether tensor ``index`` holds float32."""
+    return index >= 0 and kind(model.subgraphs[0].tensors[index]) == "FLOAT32"
+
+
+def constant(model: Any, index: int) -> Any:
+    """The content of tensor ``index`` as an array, read-only; None where the file holds none or not a plain type."""
+    import numpy as np
+
+    if index < 0:
+        return None
+    tensor = model.subgraphs[0].tensors[index]
+    data = model.buffers[tensor.buffer].data
+    if data is None or not len(data) or kind(tensor) not in _TYPES:
+        return None
+    shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
+    return np.frombuffer(bytes(data), _TYPES[kind(tensor)]).reshape(shape)
+
+
+def set_constant(model: Any, place: int, slot: int, values: Any) -> None:
+    """Give input ``slot`` of operation ``place``, a float32 constant, new values; sharers keep the old ones."""
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    main = model.subgraphs[0]
+    index = int(main.operators[place].inputs[slot])
+    old = main.tensors[index]
+    readers = sum(int(other) == index for op in main.operators for other in op.inputs)
+    if readers > 1:
+        taken = {(other.name or b"").decode("utf-8", "replace") for part in model.subgraphs for other in part.tensors}
+        tensor = schema.TensorT()
+        tensor.name, tensor.type = _free(f"{name_of(model, place)}/{slot}", taken).encode(), old.type
+        tensor.shape, tensor.buffer = list(old.shape), old.buffer
+        main.tensors.append(tensor)
+        main.operators[place].inputs[slot] = len(main.tensors) - 1
+        old = tensor
+    users = sum(tensor.buffer == old.buffer for part in model.subgraphs for tensor in part.tensors)
+    if users > 1:
+        model.buffers.append(schema.BufferT())
+        old.buffer = len(model.buffers) - 1
+    model.buffers[old.buffer].data = np.frombuffer(values.astype(np.float32).tobytes(), np.uint8)
+
+
+def label(model: Any) -> None:
+    """Name every tensor after the operation that makes or first reads it: short, and no name twice.
+
+    Inputs and outputs keep their names. Converters leave names of hundreds of letters, a sixth of a small file.
+    """
+    taken: set[str] = set()
+    for number, graph in enumerate(model.subgraphs):
+        border = {int(index) for index in (*graph.inputs, *graph.outputs)}
+        for index in sorted(border):
+            own = (graph.tensors[index].name or b"tensor").decode("utf-8", "replace")
+            graph.tensors[index].name = _free(own, taken).encode()
+        wanted = {index: f"unused_{index}" for index in range(len(graph.tensors)) if index not in border}
+        for place, op in reversed(list(enumerate(graph.operators))):
+            base = f"{operator(model, op).lower()}_{place}"
+            ends = [int(index) for index in op.inputs], [int(index) for index in op.outputs]
+            names = {index: f"{base}/{slot}" for slot, index in enumerate(ends[0])}
+            names |= {index: f"{base}:{slot}" if slot else base for slot, index in enumerate(ends[1])}
+            wanted |= {index: name for index, name in names.items() if index in wanted}
+        for index, name in wanted.items():
+            prefix = f"graph_{number}/" if number else ""
+            graph.tensors[index].name = _free(prefix + name, taken).encode()
+
+
+def pattern(model: Any, places: set[int], *, others: bool = False) -> str:
+    """A regular expression for exactly these operations of the main graph, and with ``others`` all of other graphs.
+
+    The quantizer knows an operation by the names of its outputs, each with a semicolon behind it; names must be
+    unambiguous. Empty where there is none.
+    """
+    scopes = []
+    for number, part in enumerate(model.subgraphs):
+        for place, op in enumerate(part.operators):
+            outputs = [part.tensors[index].name.decode("utf-8") for index in op.outputs if index >= 0]
+            if outputs and (others if number else place in places):
+                scopes.append(re.escape("".join(f"{name};" for name in outputs)))
+    return f"^(?:{'|'.join(scopes)})$" if scopes else ""
+
+
+def in_blocks(tensor: Any) -> bool:
+    """Whether a tensor has one scale for each block of a row."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    found = tensor.quantization
+    return found is not None and found.detailsType == schema.QuantizationDetails.BlockwiseQuantization
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """``name``, or the first ``name~2``, ``name~3`` that is not taken; it is taken then."""
+    found, count = name, 1
+    while found in taken:
+        count += 1
+        found = f"{name}~{count}"
+    taken.add(found)
+    return found
+
+
+def _names(enumeration: Any) -> dict[int, str]:
+    return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}
