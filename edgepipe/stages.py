@@ -163,7 +163,7 @@ class Stages:
     @staticmethod
     def _key(kind: str, parent: str, module: Any, **parts: Any) -> str:
         """Hash what goes into a stage; the code of the plug-in's whole folder is part of it."""
-        sources = sorted(Path(module.__file__).parent.glob("*.py"))
+        sources = [*sorted(Path(module.__file__).parent.glob("*.py")), Path(__file__).with_name("calibrate.py")]
         return key(kind, parent=parent, versions=versions(module.LIBRARIES), code=code(*sources, __file__), **parts)
 
     def _stage(

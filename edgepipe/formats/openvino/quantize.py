@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
-from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepipe.schema import Artifact
@@ -50,7 +51,7 @@ LIMITS = {"int8": _LIMITS, "mixed": {"drop": (0.0, 1.0), **_LIMITS}}
 NEEDS_DATA = ("int8", "mixed")
 LIBRARIES = ("openvino", "nncf")
 OPTIONS = ("reduce_range",)
-LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+_STATIC = "edgepipe.formats.openvino.static"
 
 
 def quantize(
@@ -84,8 +85,8 @@ def quantize(
             raise UsageError("OpenVINO's int8 weights have one scale for each channel, not groups", "int8w", fix)
     elif step == "int4":
         arguments["group"] = params["group"]
-    function = "int8" if step == "mixed" else step
-    facts = call(f"{__name__}:{function}", arguments)
+    function = f"{_STATIC}:int8" if step in NEEDS_DATA else f"{__name__}:{step}"
+    facts = call(function, arguments)
     return Output(names, source.inputs, source.outputs, source.preprocessing, None, facts["ir_version"], facts["note"])
 
 
@@ -93,35 +94,13 @@ def _check(params: dict[str, Any]) -> None:
     if params["scheme"] != "w8a8":
         fix = "use w8a8, or w8a16 with onnx or tflite"
         raise UsageError("OpenVINO's CPU plug-in has no kernels for 16-bit activations", "int8:w8a16", fix)
-    if params["method"] == "entropy":
-        fix = "use minmax, percentile or mse"
-        raise UsageError("NNCF, which quantises for OpenVINO, has no entropy calibration", "int8:entropy", fix)
 
 
 def layers(path: str) -> list[dict[str, Any]]:
     """The layers that int8 quantises, in the order of the graph (runs in the child): name, op, count of weights."""
-    import openvino
+    from edgepipe.formats.openvino import static
 
-    found = []
-    for op in openvino.Core().read_model(path).get_ordered_ops():
-        if op.get_type_name() in LAYERS:
-            count = sum(_size(_origin(op.input_value(port).get_node())) for port in range(2))
-            if count:
-                found.append({"name": op.get_friendly_name(), "op": op.get_type_name(), "weights": count})
-    return found
-
-
-def _origin(node: Any) -> Any:
-    """The constant behind conversions and reshapes, or the node itself."""
-    while node.get_type_name() in ("Convert", "Reshape", "Transpose", "Multiply", "Subtract") and node.inputs():
-        node = node.input_value(0).get_node()
-    return node
-
-
-def _size(node: Any) -> int:
-    import math
-
-    return math.prod(node.get_output_shape(0)) if node.get_type_name() == "Constant" else 0
+    return static.layers(path)
 
 
 def fp16(source: str, target: str) -> dict[str, Any]:
@@ -129,7 +108,7 @@ def fp16(source: str, target: str) -> dict[str, Any]:
     import openvino
 
     model = openvino.Core().read_model(source)
-    return _write(model, target, "", compress=True)
+    return write(model, target, "", compress=True)
 
 
 def dynamic(source: str, target: str) -> dict[str, Any]:
@@ -151,7 +130,10 @@ def _weights(source: str, target: str, mode: str, said: str, **more: Any) -> dic
     import nncf
     import openvino
 
+    from edgepipe.formats.openvino import graph
+
     model = openvino.Core().read_model(source)
+    graph.check_weights(model, source)
     before = _bytes_of(model)
     if mode == "INT4_SYM":
         # A group that does not divide a layer's inputs is made smaller; a layer too thin for any group stays int8.
@@ -161,104 +143,11 @@ def _weights(source: str, target: str, mode: str, said: str, **more: Any) -> dic
     after = _bytes_of(model)
     small = {kind: sum(after[k] - before[k] for k in (f"i{kind}", f"u{kind}")) for kind in (8, 4)}
     if not any(small.values()):
-        return _write(model, target, "no effect: no weight was large enough to compress")
+        return copy(source, target, "no effect: no weight was large enough to compress")
     counts = ", ".join(f"{count:,} weights as int{kind}" for kind, count in small.items() if count > 0)
     if mode == "INT4_SYM" and not small[4]:
         counts = f"no effect beyond int8w: no matrix product takes int4; {counts}"
-    return _write(model, target, counts + said)
-
-
-def int8(
-    source: str,
-    target: str,
-    calibration: str,
-    names: list[str],
-    params: dict[str, Any],
-    reduce_range: bool,
-    keep: list[str],
-) -> dict[str, Any]:
-    """Quantise statically with NNCF: ranges by ``method``, biases corrected for what rounding shifted.
-
-    ``reduce_range`` keeps all weights to 7 bits; otherwise NNCF does so for the first layer alone.
-
-    Raises:
-        IntegrityError: the calibration data is not finite.
-    """
-    import nncf
-    import numpy as np
-    import openvino
-
-    model = openvino.Core().read_model(source)
-    with np.load(calibration, allow_pickle=False) as arrays:
-        samples = [arrays[name] for name in names]
-    if not all(np.isfinite(array).all() for array in samples if array.dtype.kind == "f"):
-        raise IntegrityError("the calibration data holds NaN or infinity", "int8", "make the data set again")
-    feeds = list(_feeds(samples, model))
-    attention = any(op.get_type_name() in ("Softmax", "ScaledDotProductAttention") for op in model.get_ops()) and any(
-        op.get_type_name() in ("MVN", "ScaledDotProductAttention") for op in model.get_ops()
-    )
-    kind = (
-        nncf.QuantizationPreset.PERFORMANCE if params["activations"] == "symmetric" else nncf.QuantizationPreset.MIXED
-    )
-    # Bias correction and ranges want all the data there is: the default stops at 300 samples.
-    model = nncf.quantize(
-        model,
-        nncf.Dataset(feeds),
-        subset_size=len(feeds),
-        preset=getattr(nncf.QuantizationPreset, kind),
-        model_type=nncf.ModelType.TRANSFORMER if attention else None,
-        ignored_scope=nncf.IgnoredScope(names=keep, validate=False) if keep else None,
-        advanced_parameters=_advanced(params, reduce_range),
-    )
-    count = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
-    if not count:
-        return _write(model, target, "no effect: nothing of the file can be quantised, or all of it is kept")
-    note = f"{count} tensors quantised, {params['method']} over {len(samples[0])} samples"
-    return _write(model, target, note + ("; as a transformer, with SmoothQuant" if attention else ""))
-
-
-def _advanced(params: dict[str, Any], reduce_range: bool) -> Any:
-    import nncf
-    from nncf.quantization import advanced_parameters as advanced
-    from nncf.quantization import range_estimator as ranges
-
-    found = nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.ENABLE if reduce_range else nncf.OverflowFix.FIRST_LAYER,
-        disable_bias_correction=params["bias"] == "off",
-    )
-    if params["weights"] == "tensor":
-        found.weights_quantization_params = advanced.QuantizationParameters(per_channel=False)
-    if params["method"] == "percentile":
-        outside = 1 - params["percentile"] / 100
-        found.activations_range_estimator_params = ranges.RangeEstimatorParameters(
-            *(
-                ranges.StatisticsCollectorParameters(
-                    statistics_type=ranges.StatisticsType.QUANTILE,
-                    aggregator_type=ranges.AggregatorType.MEAN,
-                    quantile_outlier_prob=outside,
-                )
-                for _ in range(2)
-            )
-        )
-    elif params["method"] == "mse":  # the range with the least squared error over a histogram
-        found.activations_range_estimator_params = ranges.RangeEstimatorParametersSet.HISTOGRAM
-    else:
-        found.activations_range_estimator_params = ranges.RangeEstimatorParametersSet.MINMAX
-    return found
-
-
-def _feeds(samples: list[Any], model: Any) -> Any:
-    import numpy as np
-
-    size = model.inputs[0].get_partial_shape()[0]
-    batch = size.get_length() if size.is_static else 1
-    count = len(samples[0])
-    if count < batch:
-        samples = [np.resize(array, (batch, *array.shape[1:])) for array in samples]
-        count = batch
-    for start in range(0, count - batch + 1, batch):
-        feed = [array[start : start + batch] for array in samples]
-        yield feed[0] if len(feed) == 1 else feed
+    return write(model, target, counts + said)
 
 
 def _bytes_of(model: Any) -> Counter[str]:
@@ -272,7 +161,16 @@ def _bytes_of(model: Any) -> Counter[str]:
     return sizes
 
 
-def _write(model: Any, target: str, note: str, *, compress: bool = False) -> dict[str, Any]:
+def copy(source: str, target: str, note: str) -> dict[str, Any]:
+    """Leave both files as they are: there is nothing to do."""
+    from edgepipe.formats.openvino.export import seal
+
+    for suffix in (".xml", ".bin"):
+        shutil.copyfile(Path(source).with_suffix(suffix), Path(target).with_suffix(suffix))
+    return {"ir_version": seal(target), "note": note}
+
+
+def write(model: Any, target: str, note: str, *, compress: bool = False) -> dict[str, Any]:
     """Save, seal, and prove that the CPU plug-in compiles the file."""
     import openvino
 
