@@ -51,6 +51,7 @@ LIMITS = {"int8": _LIMITS, "mixed": {"drop": (0.0, 1.0), **_LIMITS}}
 NEEDS_DATA = ("int8", "mixed")
 LIBRARIES = ("openvino", "nncf")
 OPTIONS = ("reduce_range",)
+_SMALLEST_GROUP = 8  # with fewer weights to a 16-bit scale, int8 is as small
 _STATIC = "edgepipe.formats.openvino.static"
 
 
@@ -84,6 +85,11 @@ def quantize(
             fix = "write int8w, or int4 for groups"
             raise UsageError("OpenVINO's int8 weights have one scale for each channel, not groups", "int8w", fix)
     elif step == "int4":
+        if params["group"] < _SMALLEST_GROUP:
+            what = f"int4 in groups of {params['group']} is no smaller than int8: each group has a scale of 16 bits"
+            raise UsageError(
+                what, f"int4:group={params['group']}", f"use groups of {_SMALLEST_GROUP} or more, or int8w"
+            )
         arguments["group"] = params["group"]
     function = f"{_STATIC}:int8" if step in NEEDS_DATA else f"{__name__}:{step}"
     facts = call(function, arguments)
@@ -136,18 +142,35 @@ def _weights(source: str, target: str, mode: str, said: str, **more: Any) -> dic
     graph.check_weights(model, source)
     before = _bytes_of(model)
     if mode == "INT4_SYM":
-        # A group that does not divide a layer's inputs is made smaller; a layer too thin for any group stays int8.
-        fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
-        more |= {"all_layers": True, "advanced_parameters": fallback}
+        # Where a group does not divide a layer's inputs, the largest power of two below it that does, else no groups.
+        fallback = nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=_SMALLEST_GROUP
+        )
+        more |= {"all_layers": True, "backup_mode": nncf.BackupMode.INT8_SYM, "advanced_parameters": fallback}
     model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode[mode], **more)
     after = _bytes_of(model)
     small = {kind: sum(after[k] - before[k] for k in (f"i{kind}", f"u{kind}")) for kind in (8, 4)}
     if not any(small.values()):
         return copy(source, target, "no effect: no weight was large enough to compress")
-    counts = ", ".join(f"{count:,} weights as int{kind}" for kind, count in small.items() if count > 0)
-    if mode == "INT4_SYM" and not small[4]:
-        counts = f"no effect beyond int8w: no matrix product takes int4; {counts}"
-    return write(model, target, counts + said)
+    groups = _groups(model)
+    counts = [f"{count:,} weights as int4 {words}" for words, count in sorted(groups.items())]
+    counts += [f"{small[8]:,} as int8 with one scale for each channel"] if small[8] > 0 else []
+    if mode == "INT4_SYM" and not groups:
+        counts.insert(0, "no effect beyond int8w: no matrix product takes int4")
+    return write(model, target, ", ".join(counts) + said)
+
+
+def _groups(model: Any) -> Counter[str]:
+    """How many int4 weights share their scales in which way."""
+    import math
+
+    found: Counter[str] = Counter()
+    for op in model.get_ops():
+        if op.get_type_name() == "Constant" and op.get_element_type().to_string() in ("i4", "u4"):
+            shape = list(op.get_output_shape(0))
+            grouped = len(shape) == 3  # noqa: PLR2004  outputs, groups, size of a group
+            found[f"in groups of {shape[-1]}" if grouped else "with one scale for each channel"] += math.prod(shape)
+    return found
 
 
 def _bytes_of(model: Any) -> Counter[str]:
