@@ -133,11 +133,12 @@ def int4(source: str, target: str, group: int) -> dict[str, Any]:
 
 
 def _weights(source: str, target: str, mode: str, said: str, **more: Any) -> dict[str, Any]:
-    import nncf
     import openvino
 
     from edgepipe.formats.openvino import graph
+    from edgepipe.formats.openvino.tool import load_nncf
 
+    nncf = load_nncf()
     model = openvino.Core().read_model(source)
     graph.check_weights(model, source)
     before = _bytes_of(model)

@@ -137,7 +137,9 @@ def place(
     Raises:
         UsageError: a name in ``keep`` is not one of the graph.
     """
-    import nncf
+    from edgepipe.formats.openvino.tool import load_nncf
+
+    nncf = load_nncf()
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 
     known = {op.get_friendly_name() for op in model.get_ops()}

@@ -1,0 +1,27 @@
+"""Static quantisation by Neural Compressor 2.x, the last line with an ONNX backend, with its defaults."""
+
+from pathlib import Path
+
+import common
+
+
+def quantize(job):
+    from neural_compressor import PostTrainingQuantConfig, quantization
+
+    data = common.samples(job)
+
+    class Loader:
+        batch_size = 1
+
+        def __iter__(self):
+            for sample in data:
+                yield sample, 0
+
+    config = PostTrainingQuantConfig(approach="static", calibration_sampling_size=[len(data)])
+    quantized = quantization.fit(job["model"], config, calib_dataloader=Loader())
+    file = Path(job["target"]) / "model.onnx"
+    quantized.save(str(file))
+    return file
+
+
+common.main(quantize)
