@@ -60,11 +60,11 @@ class Environment:
 
 OLIVE = Environment("olive", ("olive-ai==0.13.0", "requests", "onnxruntime==1.31.1", "onnx==1.23.2", _TORCH))
 NNCF = Environment("nncf", ("nncf==3.4.0", "openvino==2026.4.1", "onnx==1.23.2", "onnxruntime==1.31.1"))
-INC = Environment("neural-compressor", ("neural-compressor==3.10", _TORCH))
+INC = Environment("neural-compressor", ("neural-compressor-pt==3.10", "packaging", _TORCH))
 # The last line with an ONNX backend, and the newest packages it works with.
 INC2 = Environment(
     "neural-compressor2",
-    ("neural-compressor==2.6", "onnx==1.16.2", "onnxruntime==1.19.2", "numpy<2", "setuptools<80", "tqdm"),
+    ("neural-compressor==2.6", "onnx==1.16.2", "onnxruntime==1.19.2", "numpy<2", "setuptools<80", "six", "tqdm"),
 )
 ONNX2TF = Environment("onnx2tf", ("onnx2tf>=2.6,<3", "onnx", "onnxruntime"), "python3.12")
 
