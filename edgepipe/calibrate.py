@@ -87,6 +87,11 @@ class Collector:
         """Whether any batch came."""
         return self._seen
 
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """The lowest and the highest value seen, or zero where all lie beyond it."""
+        return self._low, self._high
+
     def range(self) -> tuple[float, float]:
         """The range (low <= 0 <= high, low < high); (-1, 1) or (0, 1) where nothing but zeros was seen.
 

@@ -1,11 +1,8 @@
-"""What the formats' quantisers have in common: the words of calibrated quantisation, and 4-bit values in bytes."""
+"""The words of post-training quantisation, which mean the same in every format."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Any
 
 MIXED = "int8, but the layers that lose most stay in float until the loss is within the limit"
 # A word means the same in every format; what one can't do it refuses itself, with the reason.
@@ -40,13 +37,3 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "int8": _PERCENTILES,
     "mixed": {"drop": (0.0, 1.0), **_PERCENTILES},
 }
-_LARGEST, _STEP = 7, 16  # of four bits with a sign
-
-
-def unpacked(packed: np.ndarray[Any, Any], count: int, *, signed: bool) -> np.ndarray[Any, Any]:
-    """The ``count`` 4-bit values in bytes, the first of two in the low half."""
-    import numpy as np
-
-    halves = np.ravel(packed).view(np.uint8)
-    values = np.stack([halves & 15, halves >> 4], -1).ravel()[:count].astype(np.int8)
-    return np.where(values > _LARGEST, values - _STEP, values) if signed else values

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from edgepipe.formats._quantisation import unpacked
-
 _SHAPING = ("Convert", "Reshape", "Transpose")
 
 
@@ -35,8 +33,17 @@ def _values(op: Any) -> Any:
     values, kind = np.asarray(op.get_data()), op.get_element_type()
     size = math.prod(op.get_output_shape(0))
     if kind in (openvino.Type.i4, openvino.Type.u4) and values.size != size:
-        return unpacked(values, size, signed=kind == openvino.Type.i4)
+        return _unpacked(values, size, signed=kind == openvino.Type.i4)
     return values
+
+
+def _unpacked(packed: Any, count: int, *, signed: bool) -> Any:
+    """The ``count`` 4-bit values in bytes, the first of two in the low half."""
+    import numpy as np
+
+    halves = np.ravel(packed).view(np.int8)
+    pairs = (halves << 4 >> 4, halves >> 4) if signed else (halves & 15, halves >> 4 & 15)
+    return np.stack(pairs, -1).ravel()[:count]
 
 
 def _counts(op: Any) -> bool:

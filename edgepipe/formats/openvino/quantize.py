@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.artifact import Call, ExportOptions, Output
-from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.errors import UsageError
 from edgepipe.formats import _quantisation as shared
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ LIMITS = shared.LIMITS
 NEEDS_DATA = shared.NEEDS_DATA
 LIBRARIES = ("openvino", "nncf")
 OPTIONS = ("reduce_range",)
-LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+_SMALLEST_GROUP = 8  # with fewer weights to a 16-bit scale, int8 is as small
+_STATIC = "edgepipe.formats.openvino.static"
 
 
 def quantize(
@@ -60,9 +62,14 @@ def quantize(
             fix = "write int8w, or int4 for groups"
             raise UsageError("OpenVINO's int8 weights have one scale for each channel, not groups", "int8w", fix)
     elif step == "int4":
+        if params["group"] < _SMALLEST_GROUP:
+            what = f"int4 in groups of {params['group']} is no smaller than int8: each group has a scale of 16 bits"
+            raise UsageError(
+                what, f"int4:group={params['group']}", f"use groups of {_SMALLEST_GROUP} or more, or int8w"
+            )
         arguments["group"] = params["group"]
-    function = "int8" if step == "mixed" else step
-    facts = call(f"{__name__}:{function}", arguments)
+    function = f"{_STATIC}:int8" if step in NEEDS_DATA else f"{__name__}:{step}"
+    facts = call(function, arguments)
     return Output(names, source.inputs, source.outputs, source.preprocessing, None, facts["ir_version"], facts["note"])
 
 
@@ -70,35 +77,13 @@ def _check(params: dict[str, Any]) -> None:
     if params["scheme"] != "w8a8":
         fix = "use w8a8, or w8a16 with onnx or tflite"
         raise UsageError("OpenVINO's CPU plug-in has no kernels for 16-bit activations", "int8:w8a16", fix)
-    if params["method"] == "entropy":
-        fix = "use minmax, percentile or mse"
-        raise UsageError("NNCF, which quantises for OpenVINO, has no entropy calibration", "int8:entropy", fix)
 
 
 def layers(path: str) -> list[dict[str, Any]]:
     """The layers that int8 quantises, in the order of the graph (runs in the child): name, op, count of weights."""
-    import openvino
+    from edgepipe.formats.openvino import static
 
-    found = []
-    for op in openvino.Core().read_model(path).get_ordered_ops():
-        if op.get_type_name() in LAYERS:
-            count = sum(_size(_origin(op.input_value(port).get_node())) for port in range(2))
-            if count:
-                found.append({"name": op.get_friendly_name(), "op": op.get_type_name(), "weights": count})
-    return found
-
-
-def _origin(node: Any) -> Any:
-    """The constant behind conversions and reshapes, or the node itself."""
-    while node.get_type_name() in ("Convert", "Reshape", "Transpose", "Multiply", "Subtract") and node.inputs():
-        node = node.input_value(0).get_node()
-    return node
-
-
-def _size(node: Any) -> int:
-    import math
-
-    return math.prod(node.get_output_shape(0)) if node.get_type_name() == "Constant" else 0
+    return static.layers(path)
 
 
 def fp16(source: str, target: str) -> dict[str, Any]:
@@ -106,7 +91,7 @@ def fp16(source: str, target: str) -> dict[str, Any]:
     import openvino
 
     model = openvino.Core().read_model(source)
-    return _write(model, target, "", compress=True)
+    return write(model, target, "", compress=True)
 
 
 def dynamic(source: str, target: str) -> dict[str, Any]:
@@ -125,116 +110,45 @@ def int4(source: str, target: str, group: int) -> dict[str, Any]:
 
 
 def _weights(source: str, target: str, mode: str, said: str, **more: Any) -> dict[str, Any]:
-    import nncf
     import openvino
 
+    from edgepipe.formats.openvino import graph
+    from edgepipe.formats.openvino.tool import load_nncf
+
+    nncf = load_nncf()
     model = openvino.Core().read_model(source)
+    graph.check_weights(model, source)
     before = _bytes_of(model)
     if mode == "INT4_SYM":
-        # A group that does not divide a layer's inputs is made smaller; a layer too thin for any group stays int8.
-        fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
-        more |= {"all_layers": True, "advanced_parameters": fallback}
+        # Where a group does not divide a layer's inputs, the largest power of two below it that does, else no groups.
+        fallback = nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=_SMALLEST_GROUP
+        )
+        more |= {"all_layers": True, "backup_mode": nncf.BackupMode.INT8_SYM, "advanced_parameters": fallback}
     model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode[mode], **more)
     after = _bytes_of(model)
     small = {kind: sum(after[k] - before[k] for k in (f"i{kind}", f"u{kind}")) for kind in (8, 4)}
     if not any(small.values()):
-        return _write(model, target, "no effect: no weight was large enough to compress")
-    counts = ", ".join(f"{count:,} weights as int{kind}" for kind, count in small.items() if count > 0)
-    if mode == "INT4_SYM" and not small[4]:
-        counts = f"no effect beyond int8w: no matrix product takes int4; {counts}"
-    return _write(model, target, counts + said)
+        return copy(source, target, "no effect: no weight was large enough to compress")
+    groups = _groups(model)
+    counts = [f"{count:,} weights as int4 {words}" for words, count in sorted(groups.items())]
+    counts += [f"{small[8]:,} as int8 with one scale for each channel"] if small[8] > 0 else []
+    if mode == "INT4_SYM" and not groups:
+        counts.insert(0, "no effect beyond int8w: no matrix product takes int4")
+    return write(model, target, ", ".join(counts) + said)
 
 
-def int8(
-    source: str,
-    target: str,
-    calibration: str,
-    names: list[str],
-    params: dict[str, Any],
-    reduce_range: bool,
-    keep: list[str],
-) -> dict[str, Any]:
-    """Quantise statically with NNCF: ranges by ``method``, biases corrected for what rounding shifted.
+def _groups(model: Any) -> Counter[str]:
+    """How many int4 weights share their scales in which way."""
+    import math
 
-    ``reduce_range`` keeps all weights to 7 bits; otherwise NNCF does so for the first layer alone.
-
-    Raises:
-        IntegrityError: the calibration data is not finite.
-    """
-    import nncf
-    import numpy as np
-    import openvino
-
-    model = openvino.Core().read_model(source)
-    with np.load(calibration, allow_pickle=False) as arrays:
-        samples = [arrays[name] for name in names]
-    if not all(np.isfinite(array).all() for array in samples if array.dtype.kind == "f"):
-        raise IntegrityError("the calibration data holds NaN or infinity", "int8", "make the data set again")
-    feeds = list(_feeds(samples, model))
-    kinds = {op.get_type_name() for op in model.get_ops()}
-    attention = "ScaledDotProductAttention" in kinds or {"Softmax", "MVN"} <= kinds
-    kind = (
-        nncf.QuantizationPreset.PERFORMANCE if params["activations"] == "symmetric" else nncf.QuantizationPreset.MIXED
-    )
-    # Bias correction and ranges want all the data there is: the default stops at 300 samples.
-    model = nncf.quantize(
-        model,
-        nncf.Dataset(feeds),
-        subset_size=len(feeds),
-        preset=kind,
-        model_type=nncf.ModelType.TRANSFORMER if attention else None,
-        ignored_scope=nncf.IgnoredScope(names=keep, validate=False) if keep else None,
-        advanced_parameters=_advanced(params, reduce_range),
-    )
-    count = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
-    if not count:
-        return _write(model, target, "no effect: nothing of the file can be quantised, or all of it is kept")
-    note = f"{count} tensors quantised, {params['method']} over {len(samples[0])} samples"
-    return _write(model, target, note + ("; as a transformer, with SmoothQuant" if attention else ""))
-
-
-def _advanced(params: dict[str, Any], reduce_range: bool) -> Any:
-    import nncf
-    from nncf.quantization import advanced_parameters as advanced
-    from nncf.quantization import range_estimator as ranges
-
-    found = nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.ENABLE if reduce_range else nncf.OverflowFix.FIRST_LAYER,
-        disable_bias_correction=params["bias"] == "off",
-    )
-    if params["weights"] == "tensor":
-        found.weights_quantization_params = advanced.QuantizationParameters(per_channel=False)
-    if params["method"] == "percentile":
-        outside = 1 - params["percentile"] / 100
-        found.activations_range_estimator_params = ranges.RangeEstimatorParameters(
-            *(
-                ranges.StatisticsCollectorParameters(
-                    statistics_type=ranges.StatisticsType.QUANTILE,
-                    aggregator_type=ranges.AggregatorType.MEAN,
-                    quantile_outlier_prob=outside,
-                )
-                for _ in range(2)
-            )
-        )
-    elif params["method"] == "mse":  # the range with the least squared error over a histogram
-        found.activations_range_estimator_params = ranges.RangeEstimatorParametersSet.HISTOGRAM
-    else:
-        found.activations_range_estimator_params = ranges.RangeEstimatorParametersSet.MINMAX
+    found: Counter[str] = Counter()
+    for op in model.get_ops():
+        if op.get_type_name() == "Constant" and op.get_element_type().to_string() in ("i4", "u4"):
+            shape = list(op.get_output_shape(0))
+            grouped = len(shape) == 3  # noqa: PLR2004  outputs, groups, size of a group
+            found[f"in groups of {shape[-1]}" if grouped else "with one scale for each channel"] += math.prod(shape)
     return found
-
-
-def _feeds(samples: list[Any], model: Any) -> Any:
-    import numpy as np
-
-    size = model.inputs[0].get_partial_shape()[0]
-    batch = size.get_length() if size.is_static else 1
-    count = len(samples[0])
-    if count < batch:
-        samples = [np.resize(array, (batch, *array.shape[1:])) for array in samples]
-        count = batch
-    for start in range(0, count - batch + 1, batch):
-        feed = [array[start : start + batch] for array in samples]
-        yield feed[0] if len(feed) == 1 else feed
 
 
 def _bytes_of(model: Any) -> Counter[str]:
@@ -248,7 +162,16 @@ def _bytes_of(model: Any) -> Counter[str]:
     return sizes
 
 
-def _write(model: Any, target: str, note: str, *, compress: bool = False) -> dict[str, Any]:
+def copy(source: str, target: str, note: str) -> dict[str, Any]:
+    """Leave both files as they are: there is nothing to do."""
+    from edgepipe.formats.openvino.export import seal
+
+    for suffix in (".xml", ".bin"):
+        shutil.copyfile(Path(source).with_suffix(suffix), Path(target).with_suffix(suffix))
+    return {"ir_version": seal(target), "note": note}
+
+
+def write(model: Any, target: str, note: str, *, compress: bool = False) -> dict[str, Any]:
     """Save, seal, and prove that the CPU plug-in compiles the file."""
     import openvino
 
