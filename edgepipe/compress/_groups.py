@@ -142,7 +142,7 @@ def _with_ties(root: str, channels: int, touched: Iterable[Any]) -> list[Group]:
 
 
 def _with_heads(network: Any, root: str, channels: int) -> list[Group]:
-    """Groups of whole heads: by each number of the layer's owner that may be their count, of one projection or three."""
+    """Groups of whole heads: by each number of the layer's owner that may be their count."""
     owner = root.rpartition(".")[0]
     found = []
     for name, heads in vars(network.get_submodule(owner)).items():

@@ -7,6 +7,7 @@ from typing import Any
 from edgepipe.errors import IntegrityError, UsageError
 
 _LISTED = 4
+_PIECES = 4
 _MATRIX = 2  # dimensions
 
 
@@ -57,6 +58,17 @@ def listed(names: list[str]) -> str:
     """The first few names and how many there are besides."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
+
+
+def piece(count: int, most: int) -> int:
+    """The largest power of two up to ``most`` of which ``count`` holds four or more; 1 where there is none.
+
+    Vector units work on several channels at a time; but few channels must not be cut in two pieces or none.
+    """
+    step = 1
+    while 2 * step <= most and 2 * step * _PIECES <= count:
+        step *= 2
+    return step
 
 
 def macs(network: Any, example: tuple[Any, ...]) -> int:

@@ -43,12 +43,17 @@ LIMITS = {"amount": (0.01, 0.95), "round": (1, 64), "epochs": (0, 1000)}
 LIBRARIES = ("torch-pruning", "onnxruntime")
 UNDOES = {"cluster": "the layers that lose channels are trained anew, and their shared values part"}
 _BATCHES = 16  # for the gradients of Taylor importance
-_FINE = 4  # a group of channels is cut in at least so many pieces, however small it is
-_GRID = 64  # shares of the channels tried where each group loses the same share
+_LEVELS = 512  # at most so many cuts are chosen from
+_UNITS = {
+    "macs": "MACs",
+    "channels": "channels that can go",
+    "latency": "time (ONNX Runtime, 1 thread, this host)",
+}
 _TIMED_S, _WARM, _LEAST = 0.3, 10, 20  # of a latency measurement: seconds, runs before, and the fewest runs
 
 Score = Callable[[Any], Any]
-Cost = Callable[[Any, "Cut"], float]
+Cost = Callable[["Cut"], float]
+"""What share of the cost a cut leaves."""
 
 
 def needs(params: dict[str, Any]) -> str:
@@ -73,81 +78,88 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
         what = f"no channels of the {len(layers)} layers can go: they make the outputs, or are normalised together"
         raise UsageError(what, "step prune", "use sparse, lowrank, or a recipe on the file")
     scores = _scores(network, groups, params["importance"], context)
-    cost, unit = _cost(network, groups, params["by"], context)
-    plan, left = _plan(network, scores, cost, params, context)
-    before, after = cost(network, {}), cost(network, plan)
+    cost = {"macs": _macs, "channels": _channels, "latency": _latency}[params["by"]](network, scores, context)
+    plan, left = _plan(_plans(scores, params), cost, params, context)
     pruned = _groups.cut(network, plan, context.example())
-    gone = sum(len(group.units[index]) for group, units in plan.items() for index in units)
-    total = sum(group.channels for group in groups)
-    note = f"{gone} of {total} channels in {len(groups)} groups removed, {before:,.6g} -> {after:,.6g} {unit}{left}"
+    gone, total = _count(plan), sum(group.channels for group in groups)
+    whole = [group.root for group in groups if not plan.get(group)]
+    note = f"{gone} of {total} channels in {len(groups)} groups removed, {left:.1%} of the {_UNITS[params['by']]} left"
+    note += f"; whole: {_layers.listed(whole)}" if whole else ""
     return Changed(pruned, f"{note}; {recover(pruned, context, params['epochs'], context.keep)}")
 
 
-def _plan(
-    network: Any, scores: dict[Group, Any], cost: Cost, params: dict[str, Any], context: Context
-) -> tuple[Cut, str]:
-    """The smallest cut that leaves the share of the cost that is asked for, found by halving; and what it left whole."""
-    uniform = params["scope"] == "uniform"
-    levels = (
-        [step / _GRID for step in range(1, _GRID)]
-        if uniform
-        else sorted({float(s) for g in scores.values() for s in g})
-    )
-    goal = (1 - params["amount"]) * cost(network, {})
-    steps = math.ceil(math.log2(len(levels) + 1))
-    tried: list[float] = []
+def _plan(plans: list[Cut], cost: Cost, params: dict[str, Any], context: Context) -> tuple[Cut, float]:
+    """The smallest of these cuts that leaves no more than the share asked for, found by halving; and that share."""
+    steps = math.ceil(math.log2(len(plans) + 1))
+    tried: dict[int, float] = {}
 
-    def enough(level: float) -> bool:
-        tried.append(cost(network, _chosen(scores, level, uniform, params["round"])))
-        context.update(min(len(tried), steps), steps, f"{tried[-1] / goal * (1 - params['amount']):.0%} left")
-        return tried[-1] <= goal
+    def enough(index: int) -> bool:
+        if index not in tried:
+            tried[index] = cost(plans[index])
+            context.update(min(len(tried), steps), steps, f"{tried[index]:.0%} of the {params['by']} left")
+        return tried[index] <= 1 - float(params["amount"])
 
-    place = bisect.bisect_left(levels, True, key=enough)
-    plan = _chosen(scores, levels[min(place, len(levels) - 1)], uniform, params["round"])
-    if place == len(levels):
-        left = cost(network, plan) / cost(network, {})
-        what = f"only {1 - left:.0%} of the {params['by']} can be removed, not {params['amount']:.0%}"
+    place = bisect.bisect_left(range(len(plans)), True, key=enough)
+    if place == len(plans):
+        most = 1 - (tried[place - 1] if place else 1.0)
+        what = f"only {most:.0%} of the {params['by']} can be removed, not {params['amount']:.0%}"
         raise UsageError(what, f"step prune:{params['amount']:g}", "ask for less, or add lowrank, sparse or int8")
-    whole = [group.root for group in scores if not plan[group]]
-    return plan, f"; none of {_layers.listed(whole)}" if whole else ""
+    return plans[place], tried[place]
 
 
-def _chosen(scores: dict[Group, Any], level: float, uniform: bool, rounding: int) -> Cut:
-    """The units of each group that score ``level`` or less, or that share of its units; at least one stays."""
-    plan = {}
-    for group, score in scores.items():
-        count = len(group.units)
-        gone = round(level * count) if uniform else int((score <= level).sum())
-        # Vector units work on several channels at a time; but a small group must not be cut in two pieces or none.
-        piece = 1 if group.heads else max(1, min(rounding, 2 ** int(math.log2(max(1, count // _FINE)))))
-        kept = min(count, max(piece, round((count - gone) / piece) * piece))
-        plan[group] = score.argsort()[: count - kept].tolist()
-    return plan
+def _plans(scores: dict[Group, Any], params: dict[str, Any]) -> list[Cut]:
+    """Different cuts, each one larger than the one before.
+
+    Global: the units that score least go, of whatever group. Uniform: the same share of each group. At least a piece of
+    each group stays.
+    """
+    import numpy as np
+
+    ordered = {group: score.sort(stable=True) for group, score in scores.items()}
+    values = np.concatenate([score.values.numpy() for score in ordered.values()])
+    owners = np.repeat(np.arange(len(scores)), [len(score) for score in scores.values()])
+    shares = np.concatenate([np.arange(1, len(score) + 1) / len(score) for score in scores.values()])
+    # Where scores are equal, the groups lose equal shares.
+    order = np.argsort(shares, kind="stable") if params["scope"] == "uniform" else np.lexsort((shares, values))
+    ends = np.unique(np.linspace(1, len(order), min(len(order), _LEVELS)).astype(int))
+    wanted = [np.bincount(owners[order[:end]], minlength=len(scores)).tolist() for end in ends]
+    plans: list[Cut] = []
+    for counts in wanted:
+        plan = {}
+        for (group, score), gone in zip(ordered.items(), counts, strict=True):
+            count = len(group.units)
+            piece = _layers.piece(count, params["round"])
+            kept = min(count, max(piece, round((count - gone) / piece) * piece))
+            plan[group] = score.indices[: count - kept].tolist()
+        if any(plan.values()) and (not plans or plan != plans[-1]):
+            plans.append(plan)
+    return plans
 
 
-def _cost(network: Any, groups: list[Group], by: str, context: Context) -> tuple[Cost, str]:
-    """What a cut leaves of the cost, as a function, and its unit."""
+def _count(plan: Cut) -> int:
+    """How many channels go."""
+    return sum(len(group.units[index]) for group, units in plan.items() for index in units)
+
+
+def _macs(network: Any, _scores: dict[Group, Any], context: Context) -> Cost:
     example = context.example()
-    if by == "latency":
-        return _latency(network, example), "ms (ONNX Runtime, 1 thread, this host)"
-    if by == "channels":
-        total = sum(group.channels for group in groups)
-        return lambda _, plan: float(
-            total - sum(len(g.units[i]) for g, units in plan.items() for i in units)
-        ), "channels"
-    return lambda network, plan: float(_layers.macs(_groups.cut(network, plan, example), example)), "MACs"
+    whole = _layers.macs(network, example)
+    return lambda plan: _layers.macs(_groups.cut(network, plan, example), example) / whole
 
 
-def _latency(network: Any, example: Any) -> Cost:
-    """Milliseconds of one sample, each timed in turns with the whole network, so that a busy host slows both."""
+def _channels(_network: Any, scores: dict[Group, Any], _context: Context) -> Cost:
+    total = sum(group.channels for group in scores)
+    return lambda plan: 1 - _count(plan) / total
+
+
+def _latency(network: Any, _scores: dict[Group, Any], context: Context) -> Cost:
+    """Timed in turns with the whole network, so that a busy host slows both."""
+    example = context.example()
     whole = _session(network, example)
-    alone = _in_turns(whole, whole)[0]
 
-    def cost(network: Any, plan: Cut) -> float:
-        if not any(plan.values()):
-            return alone
+    def cost(plan: Cut) -> float:
         before, after = _in_turns(whole, _session(_groups.cut(network, plan, example), example))
-        return alone * after / before
+        return after / before
 
     return cost
 

@@ -66,7 +66,9 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
     zeros, total = (sum(int(value) for value in found) for found in zip(*map(_counts, treated.values()), strict=True))
     keep = also(context.keep, zeros=tuple(masks))
     trained = recover(network, context, params["epochs"], keep)
-    return Changed(network, f"{zeros:,} of {total:,} weights are zero, {note}{others(network, treated)}; {trained}", asked, keep)
+    return Changed(
+        network, f"{zeros:,} of {total:,} weights are zero, {note}{others(network, treated)}; {trained}", asked, keep
+    )
 
 
 def _counts(weight: Any) -> tuple[int, int]:
