@@ -71,6 +71,10 @@ class Keep:
     zeros: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
 
+    def also(self, *, zeros: tuple[str, ...] = (), shared: tuple[str, ...] = ()) -> Keep:
+        """What this says and more."""
+        return Keep(tuple(sorted({*self.zeros, *zeros})), tuple(sorted({*self.shared, *shared})))
+
 
 @dataclass(frozen=True)
 class Context:

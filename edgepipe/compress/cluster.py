@@ -7,9 +7,10 @@ anyway, and would make the few values many again.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.compress._layers import also, weighted
+from edgepipe.compress._layers import others, weights
 from edgepipe.errors import UsageError
 from edgepipe.training import Changed, fine_tune
 
@@ -35,24 +36,23 @@ def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
 
     Raises:
         UsageError: no layer has more different weights than there are to be clusters.
+        IntegrityError: a weight is not finite.
     """
     import torch
 
-    folded = _fold(network.eval())
-    layers = {
-        name: layer
-        for name, layer in weighted(network).items()
-        if len(layer.weight.detach().unique()) > params["clusters"]
+    note = _fold(network.eval())
+    treated = {
+        name: weight for name, weight in weights(network).items() if len(weight.detach().unique()) > params["clusters"]
     }
-    if not layers:
+    if not treated:
         what = f"no layer has more than {params['clusters']} different weights"
         raise UsageError(what, "step cluster", "use fewer clusters")
-    for name, layer in layers.items():
-        sparse = f"{name}.weight" in context.keep.zeros
-        with torch.no_grad():
-            layer.weight.copy_(share(layer.weight.detach(), params["clusters"], keep_zeros=sparse))
-    keep = also(context.keep, shared=tuple(f"{name}.weight" for name in layers))
-    note = f"{len(layers)} layers of {params['clusters']} values, {folded} normalisations folded"
+    with torch.no_grad():
+        for name, weight in treated.items():
+            zeros = name in context.keep.zeros
+            weight.copy_(share(weight.detach(), params["clusters"], keep_zeros=zeros))
+    keep = context.keep.also(shared=tuple(treated))
+    note = f"{params['clusters']} values in each of {len(treated)} layers{others(network, treated)}; {note}"
     return Changed(network, f"{note}; {fine_tune(network, context, params['epochs'], keep, _RATE)}", keep=keep)
 
 
@@ -83,27 +83,36 @@ def share(weight: Any, clusters: int, *, keep_zeros: bool = False) -> Any:
     return shared.reshape(weight.shape)
 
 
-def _fold(network: Any) -> int:
-    """Fold each batch normalisation into the convolution it follows; return how many. What can't be traced stays."""
+def _fold(network: Any) -> str:
+    """Fold each batch normalisation into the layer it follows; one line on it. What can't be traced stays."""
     import torch
     from torch import nn
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
+    from torch.nn.utils import fusion
 
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    total = sum(isinstance(module, kinds) for module in network.modules())
     try:
-        graph = torch.fx.symbolic_trace(network).graph
+        nodes = list(torch.fx.symbolic_trace(network).graph.nodes)
     except Exception:  # control flow that depends on data
-        return 0
-    modules, done = dict(network.named_modules()), 0
-    for node in list(graph.nodes):
-        if node.op != "call_module" or not isinstance(modules.get(node.target), nn.BatchNorm2d):
+        nodes = []
+    modules, calls = dict(network.named_modules()), Counter(node.target for node in nodes if node.op == "call_module")
+    done = 0
+    for node in nodes:
+        if node.op != "call_module" or not isinstance(modules.get(node.target), kinds):
             continue
-        (before,) = node.args[:1]
-        single = before.op == "call_module" and len(before.users) == 1
-        if not single or not isinstance(modules.get(before.target), nn.Conv2d):
+        before = node.all_input_nodes[0]
+        layer = modules.get(before.target) if before.op == "call_module" and len(before.users) == 1 else None
+        if calls[node.target] > 1 or calls[before.target] > 1:  # one layer with two normalisations, or the reverse
             continue
-        fused = fuse_conv_bn_eval(modules[before.target], modules[node.target])
+        if isinstance(layer, nn.Conv1d | nn.Conv2d):
+            fused = fusion.fuse_conv_bn_eval(layer, modules[node.target])
+        elif isinstance(layer, nn.Linear):
+            fused = fusion.fuse_linear_bn_eval(layer, modules[node.target])
+        else:
+            continue
         for target, module in ((before.target, fused), (node.target, nn.Identity())):
             parent, _, name = target.rpartition(".")
             setattr(network.get_submodule(parent), name, module)
         done += 1
-    return done
+    kept = f", {total - done} could not: exporters may still, and make the values many" if total > done else ""
+    return f"{done} normalisations folded in{kept}"

@@ -1,215 +1,264 @@
 """Structured pruning: whole channels go, with all that depends on them, so shapes, MACs and the file shrink.
 
-torch-pruning (Fang et al. 2023, DepGraph) finds the groups of layers whose channels belong together. Importance of a
-group: L1 or L2 norm of its weights (Li et al. 2017), first-order Taylor (Molchanov et al. 2019), or the scale of its
-batch normalisation (Liu et al. 2017).
+Importance of a channel is summed over all layers that hold a part of it: L1 or L2 norm of the weights (Li et al. 2017),
+first-order Taylor expansion of the loss (Molchanov et al. 2019), or the scale of its batch normalisation (Liu et al.
+2017, network slimming).
 """
 
 from __future__ import annotations
 
+import bisect
+import io
+import math
 import statistics
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.compress._layers import weighted
+from edgepipe.compress import _groups, _layers
 from edgepipe.errors import UsageError
 from edgepipe.training import Changed, fine_tune, outputs_of
 
 if TYPE_CHECKING:
-    from edgepipe.training import Context
+    from edgepipe.compress._groups import Cut, Group
+    from edgepipe.training import Context, Examples
 
 STEP = "prune"
 HELP = "whole channels go, by the share of MACs (or channels, or host latency) to remove; then fine-tuning"
-DEFAULTS: dict[str, Any] = {"amount": 0.5, "importance": "l2", "scope": "global", "by": "macs", "epochs": 4}
+DEFAULTS: dict[str, Any] = {
+    "amount": 0.5,
+    "importance": "l1",
+    "scope": "global",
+    "by": "macs",
+    "round": 8,
+    "epochs": 4,
+}
 CHOICES = {
     "importance": ("l1", "l2", "taylor", "bn"),
     "scope": ("global", "uniform"),
     "by": ("macs", "channels", "latency"),
 }
-LIMITS = {"amount": (0.01, 0.95), "epochs": (0, 1000)}
-LIBRARIES = ("torch-pruning",)
-UNDOES = {"cluster": "fine-tuning without the removed channels has no use for the shared values"}
-_STEPS = 60  # cuts on the way to the largest ratio, so that the target is met closely
-_LARGEST = 0.95  # of the channels of one layer
+LIMITS = {"amount": (0.01, 0.95), "round": (1, 64), "epochs": (0, 1000)}
+LIBRARIES = ("torch-pruning", "onnxruntime")
+UNDOES = {"cluster": "the layers that lose channels are trained anew, and their shared values part"}
 _BATCHES = 16  # for the gradients of Taylor importance
-_ACTIVATIONS = ("Relu", "Gelu", "Silu", "Hardswish", "Tanh", "Sigmoid", "Elu", "Mish")  # as autograd names them
-_TIMED, _BATCH = 15, 32  # runs of the module on the host, and their batch, for by=latency
+_LEVELS = 512  # at most so many cuts are chosen from
+_UNITS = {
+    "macs": "MACs",
+    "channels": "channels that can go",
+    "latency": "time (ONNX Runtime, 1 thread, this host)",
+}
+_TIMED_S, _WARM, _LEAST = 0.3, 10, 20  # of a latency measurement: seconds, runs before, and the fewest runs
+
+Score = Callable[[Any], Any]
+Cost = Callable[["Cut"], float]
+"""What share of the cost a cut leaves."""
 
 
 def needs(params: dict[str, Any]) -> str:
-    """Training data to fine-tune; gradients for Taylor importance."""
-    return "training" if params["epochs"] or params["importance"] == "taylor" else ""
+    """Training data to fine-tune; any data for the gradients of Taylor importance."""
+    if params["epochs"]:
+        return "training"
+    return "calibration" if params["importance"] == "taylor" else ""
 
 
 def compress(network: Any, params: dict[str, Any], context: Context) -> Changed:
-    """Remove channels until the target is met, then fine-tune with the float model as teacher.
+    """Remove the least important channels until the target is met, then fine-tune with the float model as teacher.
 
     Raises:
-        UsageError: nothing can be pruned, the target can't be met, or Taylor importance lacks data.
+        UsageError: nothing can be pruned, the target can't be met, or the importance asked for can't be had.
+        IntegrityError: a weight is not finite.
     """
-    import torch_pruning as tp
-
-    layers = weighted(network)
-    fixed = _fixed(network, layers, context)
-    if len(fixed) == len(layers):
-        what = f"none of {len(layers)} layers can lose channels: outputs, or tied to normalisations and heads"
+    layers = _layers.weighted(network)
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)  # channels are followed by autograd
+    groups = _groups.find(network, context)
+    if not groups:
+        what = f"no channels of the {len(layers)} layers can go: they make the outputs, or are normalised together"
         raise UsageError(what, "step prune", "use sparse, lowrank, or a recipe on the file")
-    if params["importance"] == "bn" and not _has_norm(network):
-        raise UsageError("the network has no batch normalisation", "step prune:importance=bn", "use importance=l2")
-    channels = sum(layer.weight.shape[0] for layer in layers.values())
-    cost = _cost(network, params["by"], context)
-    before = cost()
-    pruner = tp.pruner.BasePruner(
-        network,
-        context.example(),
-        importance=_importance(params["importance"]),
-        global_pruning=params["scope"] == "global",
-        pruning_ratio=params["amount"] if params["by"] == "channels" else _LARGEST,
-        max_pruning_ratio=_LARGEST,
-        iterative_steps=1 if params["by"] == "channels" else _STEPS,
-        ignored_layers=fixed,
-        round_to=_round_to([layer for layer in layers.values() if layer not in fixed]),
-    )
-    _cut(pruner, network, params, context, lambda: cost() / before)
-    after = cost()
-    left = sum(layer.weight.shape[0] for layer in weighted(network).values())
-    unit = {"macs": "MACs", "channels": "channels", "latency": "ms on this host, eager"}[params["by"]]
-    note = f"{channels - left} of {channels} channels removed, {before:,.6g} -> {after:,.6g} {unit}"
-    return Changed(network, f"{note}; {fine_tune(network, context, params['epochs'], context.keep)}")
+    scores = _scores(network, groups, params["importance"], context)
+    cost = {"macs": _macs, "channels": _channels, "latency": _latency}[params["by"]](network, scores, context)
+    plan, left = _plan(_plans(scores, params), cost, params, context)
+    pruned = _groups.cut(network, plan, context.example())
+    gone, total = _count(plan), sum(group.channels for group in groups)
+    whole = [group.root for group in groups if not plan.get(group)]
+    note = f"{gone} of {total} channels in {len(groups)} groups removed, {left:.1%} of the {_UNITS[params['by']]} left"
+    note += f"; whole: {_layers.listed(whole)}" if whole else ""
+    return Changed(pruned, f"{note}; {fine_tune(pruned, context, params['epochs'], context.keep)}")
 
 
-def _cut(pruner: Any, network: Any, params: dict[str, Any], context: Context, share: Callable[[], float]) -> None:
-    """Let the pruner step until the share of the cost that is left is the one asked for."""
-    steps = 1 if params["by"] == "channels" else _STEPS
-    for step in range(steps):
-        if params["importance"] == "taylor":
-            _gradients(network, context)
-        pruner.step()
-        left = share()
-        context.update(step + 1, steps, f"{left:.0%} left")
-        if left <= 1 - params["amount"]:
-            return
-    if params["by"] != "channels":
-        what = f"only {1 - share():.0%} could be removed, not {params['amount']:.0%}"
-        raise UsageError(what, f"step prune:{params['amount']:g}", "ask for less, or by=channels")
+def _plan(plans: list[Cut], cost: Cost, params: dict[str, Any], context: Context) -> tuple[Cut, float]:
+    """The smallest of these cuts that leaves no more than the share asked for, found by halving; and that share."""
+    steps = math.ceil(math.log2(len(plans) + 1))
+    tried: dict[int, float] = {}
+
+    def enough(index: int) -> bool:
+        if index not in tried:
+            tried[index] = cost(plans[index])
+            context.update(min(len(tried), steps), steps, f"{tried[index]:.0%} of the {params['by']} left")
+        return tried[index] <= 1 - float(params["amount"])
+
+    place = bisect.bisect_left(range(len(plans)), True, key=enough)
+    if place == len(plans):
+        most = 1 - (tried[place - 1] if place else 1.0)
+        what = f"only {most:.0%} of the {params['by']} can be removed, not {params['amount']:.0%}"
+        raise UsageError(what, f"step prune:{params['amount']:g}", "ask for less, or add lowrank, sparse or int8")
+    return plans[place], tried[place]
 
 
-def _cost(network: Any, by: str, context: Context) -> Callable[[], float]:
-    import torch
-    import torch_pruning as tp
+def _plans(scores: dict[Group, Any], params: dict[str, Any]) -> list[Cut]:
+    """Different cuts, each one larger than the one before.
 
-    if by == "macs":
-        return lambda: float(tp.utils.count_ops_and_params(network, context.example())[0])
-    if by == "channels":
-        return lambda: float(sum(layer.weight.shape[0] for layer in weighted(network).values()))
-    inputs = context.example(_BATCH)
-
-    def latency() -> float:
-        times = []
-        with torch.inference_mode():
-            for _ in range(_TIMED):
-                start = time.perf_counter_ns()
-                network(*inputs)
-                times.append(time.perf_counter_ns() - start)
-        return statistics.median(times) / 1e6 / _BATCH
-
-    return latency
-
-
-def _importance(name: str) -> Any:
-    import torch_pruning as tp
-
-    if name == "taylor":
-        return tp.importance.GroupTaylorImportance()
-    if name == "bn":
-        return tp.importance.BNScaleImportance()
-    return tp.importance.GroupMagnitudeImportance(p=1 if name == "l1" else 2)
-
-
-def _gradients(network: Any, context: Context) -> None:
-    """Gradients of the task's loss over a few batches, summed where torch-pruning looks for them."""
-    import torch
-
-    if context.training is None or context.loss is None:
-        fix = "use importance=l2, or name data in model.toml, [data] training"
-        raise UsageError("Taylor importance needs training data", "step prune:importance=taylor", fix)
-    network.zero_grad()
-    batches = context.training.batches(generator=torch.Generator().manual_seed(0))
-    for _, (inputs, labels) in zip(range(_BATCHES), batches, strict=False):
-        context.loss(outputs_of(network(inputs)), labels).backward()
-
-
-def _round_to(layers: list[Any]) -> int | None:
-    """Channels in multiples that vector units fill, where layers have enough of them."""
-    fewest = min(layer.weight.shape[0] for layer in layers)
-    return 8 if fewest >= 32 else 4 if fewest >= 16 else None  # noqa: PLR2004
-
-
-def _has_norm(network: Any) -> bool:
-    from torch import nn
-
-    return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.modules())
-
-
-def _fixed(network: Any, layers: dict[str, Any], context: Context) -> list[Any]:
-    """Layers whose outputs must stay as wide as they are.
-
-    Those that make the network's outputs; and, where there are layer normalisations or attention (a residual stream of
-    one width, heads of one size), all but the hidden ones: an activation between two linear layers.
+    Global: the units that score least go, of whatever group. Uniform: the same share of each group. At least a piece of
+    each group stays.
     """
-    import torch_pruning as tp
-    from torch import nn
+    import numpy as np
 
-    fixed = _last(network, layers, context)
-    graph = tp.DependencyGraph().build_dependency(network, context.example())
-    stream = any(isinstance(module, nn.LayerNorm | nn.MultiheadAttention) for module in network.modules())
-    for layer in layers.values():
-        linear = isinstance(layer, nn.Linear)
-        if layer in fixed or (not linear and layer.groups > 1):
-            continue
-        function = tp.prune_linear_out_channels if linear else tp.prune_conv_out_channels
-        try:
-            group = graph.get_pruning_group(layer, function, [0])
-        except (ValueError, KeyError, AttributeError):
-            fixed.append(layer)  # not in the traced graph: its owner reads the weights itself
-            continue
-        touched = {dep.target.name: dep.target.module for dep, _ in group}
-        if any(isinstance(module, nn.Parameter) for module in touched.values()) or (stream and not _hidden(touched)):
-            fixed.append(layer)
-    return fixed
-
-
-def _hidden(touched: dict[str, Any]) -> bool:
-    """Whether the channels of a group lie between two linear layers, with an activation and no other weights."""
-    from torch import nn
-
-    own = [module for module in touched.values() if isinstance(module, nn.Module) and list(module.parameters())]
-    linear = all(isinstance(module, nn.Linear) for module in own)
-    return linear and len(own) == 2 and any(word in name for name in touched for word in _ACTIVATIONS)  # noqa: PLR2004
+    ordered = {group: score.sort(stable=True) for group, score in scores.items()}
+    values = np.concatenate([score.values.numpy() for score in ordered.values()])
+    owners = np.repeat(np.arange(len(scores)), [len(score) for score in scores.values()])
+    shares = np.concatenate([np.arange(1, len(score) + 1) / len(score) for score in scores.values()])
+    # Where scores are equal, the groups lose equal shares.
+    order = np.argsort(shares, kind="stable") if params["scope"] == "uniform" else np.lexsort((shares, values))
+    ends = np.unique(np.linspace(1, len(order), min(len(order), _LEVELS)).astype(int))
+    wanted = [np.bincount(owners[order[:end]], minlength=len(scores)).tolist() for end in ends]
+    plans: list[Cut] = []
+    for counts in wanted:
+        plan = {}
+        for (group, score), gone in zip(ordered.items(), counts, strict=True):
+            count = len(group.units)
+            piece = _layers.piece(count, params["round"])
+            kept = min(count, max(piece, round((count - gone) / piece) * piece))
+            plan[group] = score.indices[: count - kept].tolist()
+        if any(plan.values()) and (not plans or plan != plans[-1]):
+            plans.append(plan)
+    return plans
 
 
-def _last(network: Any, layers: dict[str, Any], context: Context) -> list[Any]:
-    """The layers that make the outputs: back from each output, the first layers on every way."""
-    made: dict[Any, Any] = {}
+def _count(plan: Cut) -> int:
+    """How many channels go."""
+    return sum(len(group.units[index]) for group, units in plan.items() for index in units)
 
-    def remember(module: Any, _inputs: Any, output: Any) -> None:
-        made[output.grad_fn] = module
 
-    hooks = [layer.register_forward_hook(remember) for layer in layers.values()]
+def _macs(network: Any, _scores: dict[Group, Any], context: Context) -> Cost:
+    example = context.example()
+    whole = _layers.macs(network, example)
+    return lambda plan: _layers.macs(_groups.cut(network, plan, example), example) / whole
+
+
+def _channels(_network: Any, scores: dict[Group, Any], _context: Context) -> Cost:
+    total = sum(group.channels for group in scores)
+    return lambda plan: 1 - _count(plan) / total
+
+
+def _latency(network: Any, _scores: dict[Group, Any], context: Context) -> Cost:
+    """Timed in turns with the whole network, so that a busy host slows both."""
+    example = context.example()
+    whole = _session(network, example)
+
+    def cost(plan: Cut) -> float:
+        before, after = _in_turns(whole, _session(_groups.cut(network, plan, example), example))
+        return after / before
+
+    return cost
+
+
+def _session(network: Any, example: Any) -> Callable[[], Any]:
+    import onnxruntime
+    import torch
+
     try:
-        outputs = outputs_of(network.eval()(*context.example()))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found, todo, seen = [], [output.grad_fn for output in outputs], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in made:
-            found.append(made[node])
-        else:
-            todo += [before for before, _ in node.next_functions]
-    return found
+        program = torch.onnx.export(network.eval(), example, dynamo=True, verbose=False)
+        buffer = io.BytesIO()
+        program.save(buffer)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(buffer.getvalue(), options)
+    except Exception as error:  # exporters raise whatever the network makes them
+        what = f"latency can't be measured: {type(error).__name__}: {str(error)[:150]}"
+        raise UsageError(what, "step prune:by=latency", "use by=macs") from None
+    feeds = {spec.name: value.numpy() for spec, value in zip(session.get_inputs(), example, strict=True)}
+    return lambda: session.run(None, feeds)
+
+
+def _in_turns(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
+    """Median milliseconds of the two."""
+    for _ in range(_WARM):
+        first()
+        second()
+    times: tuple[list[int], list[int]] = ([], [])
+    end = time.monotonic() + 2 * _TIMED_S
+    while time.monotonic() < end or len(times[0]) < _LEAST:
+        for run, found in zip((first, second), times, strict=True):
+            start = time.perf_counter_ns()
+            run()
+            found.append(time.perf_counter_ns() - start)
+    return statistics.median(times[0]) / 1e6, statistics.median(times[1]) / 1e6
+
+
+def _scores(network: Any, groups: list[Group], importance: str, context: Context) -> dict[Group, Any]:
+    """The importance of each unit of each group, 1 on average over a group.
+
+    Raises:
+        UsageError: it can't be had of any group.
+    """
+    import torch
+
+    if importance == "taylor":
+        found = _taylor(network, groups, context)
+    else:
+        found = _of_weights(network, groups, importance, context)
+    scores = {}
+    for group, channels in found.items():
+        units = torch.stack([channels[list(unit)].mean() for unit in group.units])
+        scores[group] = units / units.mean() if units.any() else units
+    if not scores:
+        what = f"no channels can be judged by {importance}: none has a batch normalisation"
+        raise UsageError(what, f"step prune:importance={importance}", "use importance=l1")
+    return scores
+
+
+def _of_weights(network: Any, groups: list[Group], importance: str, context: Context) -> dict[Group, Any]:
+    import torch_pruning as tp
+
+    if importance == "bn":
+        judge: Score = tp.importance.BNScaleImportance(normalizer=None)
+    else:
+        judge = tp.importance.GroupMagnitudeImportance(p=1 if importance == "l1" else 2, normalizer=None)
+    dependencies = _groups.graph(network, context.example())
+    found = {group: judge(_groups.members(dependencies, group)) for group in groups}
+    return {group: score for group, score in found.items() if score is not None}
+
+
+def _taylor(network: Any, groups: list[Group], context: Context) -> dict[Group, Any]:
+    """Taylor importance, summed over a few batches."""
+    import torch
+    import torch_pruning as tp
+
+    samples = context.training or context.calibration
+    if samples is None:
+        fix = "use importance=l1, or name data in model.toml, [data] training"
+        raise UsageError("Taylor importance needs data to take gradients on", "step prune:importance=taylor", fix)
+    judge = tp.importance.GroupTaylorImportance(normalizer=None)
+    dependencies = _groups.graph(network, context.example())
+    sums: dict[Group, Any] = dict.fromkeys(groups, 0.0)
+    for _, (inputs, labels) in zip(range(_BATCHES), _shuffled(samples), strict=False):
+        network.zero_grad()
+        _objective(outputs_of(network(inputs)), labels, context).backward()
+        for group in groups:
+            sums[group] = sums[group] + judge(_groups.members(dependencies, group))
+    network.zero_grad()
+    return {group: torch.as_tensor(score) for group, score in sums.items()}
+
+
+def _shuffled(samples: Examples) -> Any:
+    import torch
+
+    return samples.batches(generator=torch.Generator().manual_seed(0))
+
+
+def _objective(outputs: list[Any], labels: Any, context: Context) -> Any:
+    """The task's loss; without labels the square of the outputs, to which what matters is sensitive (Aljundi 2018)."""
+    if labels is not None and context.loss is not None:
+        return context.loss(outputs, labels)
+    return sum(output.square().mean() for output in outputs)

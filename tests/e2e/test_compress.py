@@ -33,7 +33,7 @@ def test_the_list_names_every_family(cli: Cli) -> None:
     assert steps["prune"]["changes"] == "network"
     assert steps["int8"]["changes"] == "file"
     assert all(entry["help"] for entry in steps.values())
-    assert {"name": "importance", "default": "l2", "choices": ["l1", "l2", "taylor", "bn"]} in steps["prune"]["params"]
+    assert {"name": "importance", "default": "l1", "choices": ["l1", "l2", "taylor", "bn"]} in steps["prune"]["params"]
     people = cli("compress", "--list").stdout
     assert all(name in people for name in (*steps, "search"))
 
