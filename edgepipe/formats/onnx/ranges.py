@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.errors import UsageError
-from edgepipe.formats.onnx import graph
+from edgepipe.formats.onnx import graph, probe
+from edgepipe.formats.onnx.probe import Probe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +26,8 @@ SELECTORS = ("MaxPool", "Gather", "Slice", "Split", "Resize", "Pad")
 ARITHMETIC = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Softmax", "Sigmoid", "LeakyRelu", "Where")
 ACTIVATIONS = ("Relu", "Clip")
 
+_UNKNOWN_SIZE = 32  # rows and columns of an image whose size the file leaves open
 _BIAS, _MATRIX = 2, 2  # the input that is a layer's bias; the axes of a matrix
-_BATCH = 32
-_MEMORY = 256 << 20  # bytes of activations held at a time
 
 
 @dataclass(frozen=True)
@@ -78,17 +77,14 @@ def observe(model: Any, calibration: str, settings: Settings, threads: int) -> O
     rule = Rule(settings.method, settings.bits, settings.symmetric, settings.percentile)
     sources = _sources(model)
     means = _means(model) if settings.correct else {}
-    runner = _Runner(model, [*dict.fromkeys([*sources.values(), *(tensor for tensor, _ in means)])], threads)
-    floats = runner.floats
-    collectors = {name: Collector(name, rule) for name in sources.values() if name in floats}
-    samples = 0
-    for size, values in runner.run(calibration):
-        samples += size
-        for name, collector in collectors.items():
-            collector.add(values[name])
-        for (name, image), mean in means.items():
-            mean.add(values[name] if image else values[name].reshape(-1, values[name].shape[-1]))
-    roots = {name: collector.range() for name, collector in collectors.items()}
+    collectors = {name: Collector(name, rule) for name in sources.values()}
+    probes = [
+        Probe(name, "extremes" if rule.method == "minmax" else "values", found.add)
+        for name, found in collectors.items()
+    ]
+    probes += [Probe(name, "channels" if image else "vectors", mean.add) for (name, image), mean in means.items()]
+    samples = probe.watch(model, probes, calibration, threads)
+    roots = {name: collector.range() for name, collector in collectors.items() if collector.seen}
     ranges = {name: roots[source] for name, source in sources.items() if source in roots}
     return Observed(ranges, _shifts(model, means, settings) if means else {}, samples)
 
@@ -148,8 +144,8 @@ def _sources(model: Any) -> dict[str, str]:
 def _means(model: Any) -> dict[tuple[str, bool], Mean]:
     """Means of the layers' inputs, by tensor and whether it is an image.
 
-    A layer is linear, so its mean output is its output for the mean input. Convolutions need the mean image (at the
-    borders they see padding), the others the mean along the last axis.
+    A layer is linear, so its mean output is its output for the mean input: of convolutions that of each channel, of the
+    others that along the last axis.
     """
     from edgepipe.calibrate import Mean
 
@@ -188,68 +184,6 @@ def is_bias(node: Any, known: dict[str, Any]) -> bool:
     return node.op_type == "Add" and node.input[1] in known and len(known[node.input[1]].dims) == 1
 
 
-class _Runner:
-    """A session that yields the values of chosen tensors for batches of samples."""
-
-    def __init__(self, model: Any, tensors: list[str], threads: int) -> None:
-        from onnx import ValueInfoProto
-
-        inputs = {value.name for value in model.graph.input}
-        present = {value.name for value in model.graph.output}
-        extra = [name for name in tensors if name not in inputs and name not in present]
-        model.graph.output.extend(ValueInfoProto(name=name) for name in extra)  # the runtime finds their types itself
-        self._session = graph.session(model, threads)
-        if extra:
-            del model.graph.output[-len(extra) :]
-        floats = {value.name for value in self._session.get_outputs() if value.type == "tensor(float)"}
-        floats |= {value.name for value in self._session.get_inputs() if value.type == "tensor(float)"}
-        self.floats = floats
-        self._outputs = [name for name in tensors if name in floats and name not in inputs]
-
-    def run(self, calibration: str) -> Any:
-        """Yield (number of samples, values by tensor); the batch is the file's, or what fits into memory."""
-        import numpy as np
-
-        with np.load(calibration, allow_pickle=False) as arrays:
-            feeds = {value.name: _checked(value, arrays) for value in self._session.get_inputs()}
-        sizes = {value.shape[0] for value in self._session.get_inputs() if value.shape}
-        fixed = max((size for size in sizes if isinstance(size, int)), default=0)
-        total = len(next(iter(feeds.values())))
-        if total < fixed:
-            feeds = {name: np.resize(values, (fixed, *values.shape[1:])) for name, values in feeds.items()}
-            total = fixed
-        start, batch = 0, fixed or 1
-        while start + batch <= total:
-            feed = {name: values[start : start + batch] for name, values in feeds.items()}
-            values = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True)) | feed
-            yield batch, values
-            start += batch
-            if not fixed:  # a first run of one sample has told how large the values of one are
-                each = sum(array.nbytes for array in values.values()) // batch
-                batch = max(1, min(_BATCH, _MEMORY // max(each, 1), total - start))
-
-
-def _checked(value: Any, arrays: Any) -> Array:
-    """The samples for one input of the file.
-
-    Raises:
-        UsageError: there are none, or they have another shape or type.
-    """
-    where, fix = "calibration data", "the data must be what the model is fed with"
-    if value.name not in arrays.files:
-        raise UsageError(f"no samples for input {value.name}", where, fix)
-    samples: Array = arrays[value.name]
-    wanted = [size if isinstance(size, int) else -1 for size in value.shape]
-    given = list(samples.shape)
-    fits = len(given) == len(wanted) and all(a in (-1, b) for a, b in zip(wanted[1:], given[1:], strict=False))
-    if not fits or not given or given[0] == 0:
-        raise UsageError(f"samples of shape {given} don't fit input {value.name} of shape {wanted}", where, fix)
-    kinds = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
-    if str(samples.dtype) != kinds.get(value.type, str(samples.dtype)):
-        raise UsageError(f"samples of {samples.dtype} don't fit input {value.name}, {kinds[value.type]}", where, fix)
-    return samples
-
-
 def rounded(weight: Array, axis: int | None, top: int) -> tuple[Array, Array]:
     """Integers in [-top, top] as float32 and the scale (with size 1 along reduced axes) of symmetric quantisation.
 
@@ -275,6 +209,7 @@ def _shifts(model: Any, means: dict[tuple[str, bool], Mean], settings: Settings)
 
     known = graph.constants(model)
     holders = _biases(model)
+    shapes = probe.shapes(model)
     nodes, inputs, weights, feeds = [], {}, [], {}
     for index, node in enumerate(layer for layer in model.graph.node if layer.name in holders):
         mean = means[node.input[0], _is_image(node)].value
@@ -285,6 +220,8 @@ def _shifts(model: Any, means: dict[tuple[str, bool], Mean], settings: Settings)
             weight, graph.channel_axis(node, weight.ndim) if settings.channel else None, settings.top
         )
         name = f"{'image' if _is_image(node) else 'vector'}:{node.input[0]}"
+        if _is_image(node):  # the mean everywhere, as the borders see padding
+            mean = np.broadcast_to(mean, (*mean.shape[:2], *_size(shapes.get(node.input[0]), mean.ndim - 2)))
         feeds[name] = mean.astype(np.float32)
         inputs[name] = helper.make_tensor_value_info(name, 1, mean.shape)
         weights.append(numpy_helper.from_array(integers * scale - weight, f"w{index}"))
@@ -303,6 +240,12 @@ def _shifts(model: Any, means: dict[tuple[str, bool], Mean], settings: Settings)
         channels = value.mean(axis=(0, *range(2, value.ndim))) if _is_image(node) else value.reshape(-1)
         shifts[node.name] = [float(item) for item in channels]
     return shifts
+
+
+def _size(shape: list[int] | None, axes: int) -> list[int]:
+    """Rows and columns of an image, as far as the file says."""
+    known = (shape or [])[2:]
+    return [size or _UNKNOWN_SIZE for size in known] if len(known) == axes else [_UNKNOWN_SIZE] * axes
 
 
 def correct(model: Any, shifts: dict[str, list[float]]) -> int:

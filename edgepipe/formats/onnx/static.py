@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from edgepipe.errors import UsageError
-from edgepipe.formats.onnx import graph, ranges
+from edgepipe.formats.onnx import graph, ranges, shrink
 
 _PER_CHANNEL_OPSET = 13  # the first QuantizeLinear with an axis
 
@@ -44,8 +43,7 @@ def int8(
     nodes = ranges.chosen(model, kept)
     model = _insert(model, found.ranges, settings, nodes)
     _leave_float(model, nodes)
-    graph.remove_unused(model)
-    _shrink(model)
+    shrink.shrink(model)
     tensors = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
     parts = [f"{len(names) - len(kept)} layers and {tensors} tensors quantised"]
     parts.append(f"{settings.method} over {found.samples} samples")
@@ -138,29 +136,3 @@ def _leave_float(model: Any, nodes: set[str]) -> None:
             layer.output[0] = back[0].output[0]
             model.graph.node.remove(back[0])
             model.graph.node.remove(pair)
-
-
-def _shrink(model: Any) -> None:
-    """Share equal zero points and give short names to what the quantiser added: a fifth of a small model's file."""
-    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    known = graph.constants(model)
-    names = {value.name: value.name for value in model.graph.output}  # old name -> new name
-    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
-    fresh = (name for name in map("q{}".format, itertools.count()) if name not in taken)
-    shared: dict[Any, str] = {}
-    for node in pairs:
-        node.name = ""
-        for name in (*node.input[1:], *node.output):
-            zero = name in known and name == node.input[-1]
-            content = (known[name].data_type, graph.array(known[name]).tobytes(), *known[name].dims) if zero else name
-            if content not in shared:
-                shared[content] = next(fresh)
-            names.setdefault(name, shared[content])
-    for node in model.graph.node:
-        for side in (node.input, node.output):
-            side[:] = [names.get(name, name) for name in side]
-    kept = {names.get(name, name): tensor for name, tensor in known.items()}
-    del model.graph.initializer[:]
-    for name, tensor in kept.items():
-        tensor.name = name
-    model.graph.initializer.extend(kept.values())

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Feed = list[Any]  # one batch: an array for each input of the model
 _LAST = 255  # number of the last of 256 levels
-_BATCH = 32
-_MEMORY = 128 << 20  # of all tensors watched for one batch
+_BATCH = 8
+_MEMORY = 64 << 20  # of all tensors watched for one batch
 _SAME = 1e-3  # how close the answers of one sample and of a batch must be, as a share of the largest
 
 
