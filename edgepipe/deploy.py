@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from edgepipe.verify import Ladder
 
 
+UNSIGNED = "anyone who can log in there can replace it (edgepipe targets signers {} --key FILE)"
+
+
 @dataclass(frozen=True)
 class Request:
     """What to deploy where, and what it must hold; without ``activate`` the board keeps its old release."""
@@ -250,7 +253,8 @@ def _activate(candidate: _Candidate, client: BoardClient, progress: Progress) ->
     candidate.report = replace(candidate.report, release=replace(release, bytes_sent=candidate.bytes_sent))
     _keep(candidate)
     word = "active" if release.changed else "was active already"
-    progress.note(f"{candidate.manifest.name}: {word} as {release.id}")
+    signed = f"signed by {release.signer}" if release.signer else f"NOT SIGNED; {UNSIGNED.format(client.target.name)}"
+    progress.note(f"{candidate.manifest.name}: {word} as {release.id}, {signed}")
 
 
 def _keep(candidate: _Candidate) -> None:

@@ -13,8 +13,14 @@ from typing import Any, Dict, List, Optional
 
 from edgepipe.codec import canonical
 
+SIGNING_NAMESPACE = "edgepipe"
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
+
+
+def digest(value: Any) -> str:
+    """The sha256 in hex of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,42 @@ class Manifest:
     @property
     def id(self) -> str:
         """The first 32 hex digits of the sha256 of the canonical JSON."""
-        return hashlib.sha256(canonical(self)).hexdigest()[:32]
+        return digest(self)[:32]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a signature stands for: this verb, on this subject (a sha256), on this target, as the counter-th one there.
+
+    A board never takes a statement whose counter is below one it has acted upon.
+    """
+
+    verb: str
+    subject: str
+    target: str
+    counter: int
+    schema: str = "edgepipe.statement/1"
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the canonical JSON, which are the bytes that are signed."""
+        return digest(self)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A statement and its SSHSIG signature, armoured as ``ssh-keygen -Y sign`` makes it."""
+
+    statement: Statement
+    signature: str
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release as a board holds it. ``activated_at`` is the board's clock, seconds since 1970."""
+    """A release as a board holds it. ``activated_at`` is the board's clock, seconds since 1970.
+
+    ``signer`` is the principal whose signature the board checked; empty where the board has no signers pinned.
+    """
 
     id: str
     previous: Optional[str] = None
@@ -147,6 +183,7 @@ class Release:
     bytes_sent: int = 0
     seconds: float = 0.0
     changed: bool = True
+    signer: str = ""
 
 
 @dataclass(frozen=True)

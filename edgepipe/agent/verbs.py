@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from edgepipe.agent import health, lock, power, probe, runtimes, sites
+from edgepipe.agent import health, ledger, lock, power, probe, runtimes, sites, trust
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.store import Store
 from edgepipe.agent.text import clean
 from edgepipe.codec import to_dict
 from edgepipe.errors import EdgepipeError, UsageError
-from edgepipe.schema import FileRef, Manifest, Plan, Release, RunOptions
+from edgepipe.schema import FileRef, Manifest, Plan, Release, RunOptions, Signed, digest
 
 PROTOCOL = 1
 _SELFTEST_SECONDS = 120.0
@@ -88,6 +88,7 @@ class Verify:
     threads: int = 1
     optimize: bool = True
     deadline_seconds: float = 600.0
+    signed: Optional[Signed] = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Activate:
     """The release to make current."""
 
     manifest: Manifest
+    signed: Optional[Signed] = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class Bench:
     inputs: Optional[str] = None
     meter: str = ""
     rail: str = ""
+    signed: Optional[Signed] = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,16 @@ class Site:
     files: List[FileRef]
     note: str = ""
     dry_run: bool = False
+    signed: Optional[Signed] = None
+
+
+@dataclass(frozen=True)
+class Signers:
+    """The allowed signers to pin, and the board's name in statements; an empty text takes them off."""
+
+    target: str
+    signers: str
+    signed: Optional[Signed] = None
 
 
 def hello(session: Session, args: Hello) -> Answer:
@@ -153,8 +166,17 @@ def hello(session: Session, args: Hello) -> Answer:
             "free_bytes": session.store.free_bytes(),
             "current": links.current,
             "previous": links.previous,
+            "trust": _trust(session),
         }
     )
+
+
+def _trust(session: Session) -> Optional[Dict[str, Any]]:
+    """Under which name the board trusts whom, and its counter; null where no signers are pinned."""
+    known = ledger.shown(session.store)
+    if not known.signers:
+        return None
+    return {"target": known.target, "counter": known.counter, "signers": trust.signers_digest(known)}
 
 
 def doctor(session: Session, _args: Nothing) -> Answer:
@@ -171,6 +193,7 @@ def status(session: Session, args: Status) -> Answer:
             "previous": links.previous,
             "activated_at": session.releases.activated_at(),
             "releases": session.releases.all(),
+            "activations": to_dict(ledger.shown(session.store))["activations"],
             "free_bytes": session.store.free_bytes(),
             "used_bytes": session.store.used_bytes(),
             "lock": lock.holder(session.store.path("lock")),
@@ -197,6 +220,7 @@ def manifest(session: Session, args: Which) -> Answer:
 
 def verify(session: Session, args: Verify) -> Answer:
     """Run samples on the board."""
+    _check(session, "release", digest(args.manifest), args.signed)
     session.releases.stage(args.manifest)
     options = RunOptions(threads=args.threads, optimize=args.optimize)
     return Answer(session.jobs.infer(args.manifest, args.inputs, options, args.deadline_seconds))
@@ -206,6 +230,7 @@ def activate(session: Session, args: Activate) -> Answer:
     """Stage, hash, self-test, then move the links. What fails leaves the old release active."""
     began = time.monotonic()
     name = args.manifest.id
+    checked = _check(session, "release", digest(args.manifest), args.signed)
     session.releases.verify(args.manifest)
     session.releases.stage(args.manifest)
     changed = name != session.releases.links().current
@@ -216,8 +241,21 @@ def activate(session: Session, args: Activate) -> Answer:
         except EdgepipeError:
             session.releases.discard(name)
             raise
+        _note_activation(session, name, checked)
         session.releases.activate(name)
     return _release(session, changed, began)
+
+
+def _check(session: Session, verb: str, subject: str, signed: Optional[Signed]) -> trust.Checked:
+    return trust.check(session.store, ledger.read(session.store), verb, subject, signed)
+
+
+def _note_activation(session: Session, name: str, checked: trust.Checked) -> None:
+    """Write down who activates what, and the counter, before a link moves."""
+    links = session.releases.links()
+    event = ledger.Activation(by=session.owner, at=round(time.time(), 3), signer=checked.signer)
+    known = replace(checked.ledger, activations={**checked.ledger.activations, name: event})
+    ledger.write(session.store, known, [kept for kept in (name, links.current, links.previous) if kept])
 
 
 def rollback(session: Session, _args: Nothing) -> Answer:
@@ -229,12 +267,14 @@ def rollback(session: Session, _args: Nothing) -> Answer:
 
 def _release(session: Session, changed: bool, began: float) -> Answer:
     links = session.releases.links()
+    event = ledger.shown(session.store).activations.get(links.current or "")
     release = Release(
         id=links.current or "",
         previous=links.previous,
         activated_at=session.releases.activated_at(),
         seconds=round(time.monotonic() - began, 6),
         changed=changed,
+        signer=event.signer if event else "",
     )
     return Answer(to_dict(release))
 
@@ -243,6 +283,8 @@ def bench(session: Session, args: Bench) -> Answer:
     """Measure a release. Given as a manifest it is staged, and the active one stays what it is."""
     if args.manifest and args.release:
         raise UsageError("both a manifest and a release to measure", "bench", "give one of them")
+    if args.manifest:
+        _check(session, "release", digest(args.manifest), args.signed)
     manifest = args.manifest or session.releases.read(args.release)
     session.releases.stage(manifest)
     watch = power.Watch(args.meter, args.rail, session.sysfs_root)
@@ -262,8 +304,23 @@ def collect(session: Session, args: Collect) -> Answer:
 
 def site(session: Session, args: Site) -> Answer:
     """Put a runtime's packages in place, or say whether that would change anything."""
+    what = {"runtime": args.runtime, "files": [to_dict(ref) for ref in args.files], "note": args.note}
+    checked = None if args.dry_run else _check(session, "site", digest(what), args.signed)
     changed = sites.install(session.store, args.runtime, args.files, args.note, args.dry_run)
+    if checked and checked.signer:
+        _keep(session, checked.ledger)
     return Answer({"files": len(args.files), "bytes": sum(ref.bytes for ref in args.files), "changed": changed})
+
+
+def signers(session: Session, args: Signers) -> Answer:
+    """Pin whose signatures the board takes. Once there are any, only an order they signed may change them."""
+    checked = _check(session, "signers", digest({"target": args.target, "signers": args.signers}), args.signed)
+    _keep(session, trust.pinned(session.store, checked.ledger, args.target, args.signers))
+    return Answer({"trust": _trust(session)})
+
+
+def _keep(session: Session, known: ledger.Ledger) -> None:
+    ledger.write(session.store, known, list(known.activations))
 
 
 class Verb(NamedTuple):
@@ -288,4 +345,5 @@ VERBS: Dict[str, Verb] = {
     "rollback": Verb(Nothing, rollback, True),
     "gc": Verb(Collect, collect, True),
     "site": Verb(Site, site, True),
+    "signers": Verb(Signers, signers, True),
 }

@@ -70,6 +70,10 @@ def push(client: Client, files: list[Source], progress: Progress) -> int:
                 return work.taken
             except (HostKeyError, Refused):
                 raise
+            except IntegrityError:
+                # What an earlier run left of a blob may be torn (a power cut): the board dropped it, so send it whole.
+                if not work.forget_resumed():
+                    raise
             except LinkError as error:
                 failures = 1 if work.taken > mark else failures + 1
                 if failures > RETRIES:
@@ -88,6 +92,12 @@ class _Push:
         self._task = task
         self._have: dict[str, int] = {}
         self._start: int | None = None
+        self._resumed = False
+
+    def forget_resumed(self) -> bool:
+        """Whether any blob was begun by an earlier run; only once."""
+        resumed, self._resumed = self._resumed, False
+        return resumed
 
     @property
     def taken(self) -> int:
@@ -99,6 +109,7 @@ class _Push:
         self._ask()
         if self._start is None:
             self._start = sum(self._have.values())
+            self._resumed = any(0 < self._have[blob.sha256] < blob.size for blob in self._blobs)
         if missing := [blob for blob in self._blobs if self._have[blob.sha256] < blob.size or not blob.size]:
             self._client.guarded(lambda channel: self._send(channel, missing))
 
