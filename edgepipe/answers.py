@@ -35,7 +35,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class Hello:
-    """What the agent says of itself and its board. Sizes in bytes."""
+    """What the agent says of itself and its board. Sizes in bytes. ``runs`` wait there for this host."""
 
     protocol: int
     agent: str
@@ -45,6 +45,14 @@ class Hello:
     current: Optional[str] = None
     previous: Optional[str] = None
     trust: Optional[Trust] = None
+    runs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """How many runs the board had and removed."""
+
+    forgotten: int
 
 
 @dataclass(frozen=True)

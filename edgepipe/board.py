@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import time
 import zipfile
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from typing import Any, TypeVar
 
 from edgepipe import plugins, signing
 from edgepipe.agent.health import Health
-from edgepipe.answers import Clock, Freed, Hello, Pinned, Site, Status, Times, Verified
+from edgepipe.agent.spool import Run
+from edgepipe.answers import Clock, Forgotten, Freed, Hello, Pinned, Site, Status, Times, Verified
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import EdgepipeError, IntegrityError, LinkError
 from edgepipe.link import Channel, Link, _protocol
@@ -26,6 +28,7 @@ from edgepipe.targets import Target
 T = TypeVar("T")
 PROTOCOL = 1
 _MAX_BLOB = 1 << 30
+_MAX_RUN = 64 << 20
 
 
 def connect(target: Target, owner: str, progress: Progress, times: Times | None = None) -> BoardClient:
@@ -185,13 +188,15 @@ class BoardClient:
         on_progress: OnProgress | None = None,
         meter: str = "",
         rail: str = "",
+        run: str = "",
     ) -> RawRun:
         """Time a release: one just pushed (its manifest), one the board holds (its id), or the active one (None).
 
         ``meter`` is the meter the board reads meanwhile, the best it has if empty; see the agent's `power.ON_HOST`.
+        A ``run`` with a name waits on the board until `forget`.
         """
         args: dict[str, Any] = {"plan": to_dict(plan), "options": to_dict(options), "inputs": inputs}
-        args |= {"meter": meter, "rail": rail}
+        args |= {"meter": meter, "rail": rail, "run": run}
         if isinstance(manifest, Manifest):
             args |= {"manifest": to_dict(manifest), "signed": self._sign("release", digest(manifest))}
         else:
@@ -199,6 +204,18 @@ class BoardClient:
         deadline = plan.deadline_seconds + plan.idle_seconds + self.times.margin
         result, _ = self._exchange("bench", args, deadline, limit=_protocol.LONG_LINE, on_event=on_progress)
         return self._read(RawRun, result)
+
+    def run(self, name: str) -> Run:
+        """Fetch a measured run that waits on the board."""
+        _, data = self._exchange("run", {"run": name}, self.times.work, payload=_MAX_RUN)
+        try:
+            return from_dict(Run, json.loads(data))
+        except (ValueError, RecursionError):
+            raise IntegrityError("a run kept on the board is damaged", f"{self.where}, run {name}") from None
+
+    def forget(self, runs: list[str]) -> int:
+        """Tell the board that these runs are safe here; returns how many of them it still had."""
+        return self._ask("forget", {"runs": runs}, Forgotten, self.times.quick).forgotten
 
     def clock(self) -> float:
         """Ask for the board's monotonic clock, in s."""

@@ -6,17 +6,16 @@ Ctrl-C at any moment leaves the board on its old release (docs/adr/0004).
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bench, board, codec, convert, data, export, honesty, journal, model, recipe, targets, verify
+from edgepipe import bench, board, codec, convert, data, export, honesty, leftovers, model, recipe, targets, verify
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
 from edgepipe.journal import Journal
-from edgepipe.record import ModelFacts, Report
+from edgepipe.record import Report
 from edgepipe.schema import Artifact, Board, Manifest, Plan, RunOptions
 
 if TYPE_CHECKING:
@@ -87,6 +86,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     dataset = data.evaluation(source, request.evaluation)
     with board.connect(target, bench.owner(), progress) as client:
         facts = client.hello().board
+        leftovers.collect(client, progress)
         bench.check_runtimes(facts, list(request.formats), request.target)
         progress.note(f"{target.name}: {facts.model or facts.cpu}, {facts.os}, Python {facts.python}")
         candidates: list[_Candidate] = []
@@ -148,6 +148,7 @@ def bench_only(
     request = Request(subject, target_name, host, plan=how, options=options, max_latency=limit)
     with board.connect(target, bench.owner(), progress) as client:
         facts = client.hello().board
+        leftovers.collect(client, progress)
         if Path(subject).exists():
             artifact = convert.artifact_of(subject)
             manifest = bench.manifest_of(artifact)
@@ -155,7 +156,7 @@ def bench_only(
             manifest = client.manifest(None if subject == "current" else subject)
             artifact = manifest.artifact
         bench.check_runtimes(facts, [artifact.format], target_name)
-        report = _report(_facts_of(artifact), artifact, facts, target_name, manifest)
+        report = bench.blank_report(bench.facts_of(artifact), artifact, facts, target_name, manifest)
         candidate = _Candidate(artifact, manifest, report)
         try:
             if Path(subject).exists():
@@ -179,7 +180,7 @@ def _prepare(
     wanted = options_for(request, target, facts)
     made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, weigh=True)
     manifest = bench.manifest_of(made.artifact)
-    report = _report(source.facts, made.artifact, facts, request.target, manifest)
+    report = bench.blank_report(source.facts, made.artifact, facts, request.target, manifest)
     report = replace(report, recipe=request.recipe, steps=made.made.steps)
     if made.ladder:
         report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
@@ -232,9 +233,12 @@ def _push_and_verify(
 
 def _measure(candidate: _Candidate, request: Request, client: BoardClient, progress: Progress) -> None:
     """Time the staged release; keep the record at once, whatever becomes of the rest."""
-    result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress)
+    name = candidate.report.id
+    result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress, name)
     candidate.report = replace(candidate.report, measurement=result)
     _keep(candidate)
+    # Only now is it safe here, and the board may forget it.
+    client.forget([name])
     if candidate.export and candidate.export.plain and result.latency_ms:
         weighed = honesty.weighed(candidate.export, client, request.options, candidate.inputs, progress)
         candidate.report = replace(candidate.report, pruning=weighed.payoff)
@@ -259,25 +263,3 @@ def _activate(candidate: _Candidate, client: BoardClient, progress: Progress) ->
 
 def _keep(candidate: _Candidate) -> None:
     Journal().append_report(candidate.report)
-
-
-def _report(facts: ModelFacts, artifact: Artifact, seen: Board, target: str, manifest: Manifest) -> Report:
-    return Report(
-        id=journal.new_id(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        model=facts,
-        recipe=artifact.recipe,
-        steps=[],
-        artifact=artifact,
-        accuracy=None,
-        parity=[],
-        board=bench.describe(seen, target, manifest.runtime),
-        release=None,
-        measurement=None,
-        versions=bench.versions(),
-    )
-
-
-def _facts_of(artifact: Artifact) -> ModelFacts:
-    reason = "only the file is known, not the model it came from"
-    return ModelFacts(artifact.model or Path(artifact.path).stem, "", artifact.parent_sha256, None, None, reason)

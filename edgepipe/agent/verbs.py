@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from edgepipe.agent import health, ledger, lock, power, probe, runtimes, sites, trust
+from edgepipe.agent import health, ledger, lock, power, probe, runtimes, sites, spool, trust
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.store import Store
 from edgepipe.agent.text import clean
 from edgepipe.codec import to_dict
 from edgepipe.errors import EdgepipeError, UsageError
-from edgepipe.schema import FileRef, Manifest, Plan, Release, RunOptions, Signed, digest
+from edgepipe.schema import FileRef, Manifest, Plan, RawRun, Release, RunOptions, Signed, digest
 
 PROTOCOL = 1
 _SELFTEST_SECONDS = 120.0
@@ -104,7 +106,7 @@ class Bench:
     """What to measure: a manifest, or a release on the board (the current one if neither is given).
 
     ``meter`` is the board's meter to read (the best there is if empty, or "host": it reads one itself), ``rail`` which
-    of its rails.
+    of its rails. A ``run`` with a name waits on the board's disk until the host says `forget`.
     """
 
     plan: Plan
@@ -115,6 +117,21 @@ class Bench:
     meter: str = ""
     rail: str = ""
     signed: Optional[Signed] = None
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A measured run that waits here."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Runs that the host has."""
+
+    runs: List[str]
 
 
 @dataclass(frozen=True)
@@ -167,6 +184,7 @@ def hello(session: Session, args: Hello) -> Answer:
             "current": links.current,
             "previous": links.previous,
             "trust": _trust(session),
+            "runs": spool.waiting(session.store, session.owner),
         }
     )
 
@@ -288,7 +306,30 @@ def bench(session: Session, args: Bench) -> Answer:
     manifest = args.manifest or session.releases.read(args.release)
     session.releases.stage(manifest)
     watch = power.Watch(args.meter, args.rail, session.sysfs_root)
-    return Answer(to_dict(session.jobs.bench(manifest, args.plan, args.options, args.inputs, watch)))
+
+    def keep(raw: RawRun) -> None:
+        # A full disk is no reason to lose a run that can still be sent.
+        if args.run:
+            with contextlib.suppress(OSError):
+                spool.keep(
+                    session.store,
+                    spool.Run(args.run, session.owner, time.time(), manifest, args.plan, args.options, raw),
+                )
+
+    return Answer(to_dict(session.jobs.bench(manifest, args.plan, args.options, args.inputs, watch, keep)))
+
+
+def run(session: Session, args: Run) -> Answer:
+    """Send a measured run that waits here."""
+    path = spool.path(session.store, args.run, session.owner)
+    if not os.path.isfile(path):
+        raise UsageError(f"no run {args.run[:64]!r} waits here", "run", "hello lists those that do")
+    return Answer({}, path)
+
+
+def forget(session: Session, args: Forget) -> Answer:
+    """Remove runs that the host has."""
+    return Answer({"forgotten": spool.forget(session.store, args.runs, session.owner)})
 
 
 def clock(_session: Session, _args: Nothing) -> Answer:
@@ -341,6 +382,8 @@ VERBS: Dict[str, Verb] = {
     "verify": Verb(Verify, verify, True),
     "activate": Verb(Activate, activate, True),
     "bench": Verb(Bench, bench, True),
+    "run": Verb(Run, run, False),
+    "forget": Verb(Forget, forget, False),
     "clock": Verb(Nothing, clock, False),
     "rollback": Verb(Nothing, rollback, True),
     "gc": Verb(Collect, collect, True),
