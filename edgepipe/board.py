@@ -31,14 +31,18 @@ _MAX_BLOB = 1 << 30
 _MAX_RUN = 64 << 20
 
 
-def connect(target: Target, owner: str, progress: Progress, times: Times | None = None) -> BoardClient:
+def connect(
+    target: Target, owner: str, progress: Progress, times: Times | None = None, wait: float = 0.0
+) -> BoardClient:
     """Open the link, start the agent (sent first if the board lacks it) and greet it.
+
+    ``wait`` is how many seconds to wait where somebody else holds the board.
 
     Raises:
         UsageError: a target without an address. HostKeyError, LinkError, DeadlineError: no connection.
         BoardError: no Python there, or no room for the agent.
     """
-    client = BoardClient(target, owner, progress, times or Times())
+    client = BoardClient(target, owner, progress, times or Times(), wait)
     try:
         client.reconnect()
     except BaseException:
@@ -50,10 +54,10 @@ def connect(target: Target, owner: str, progress: Progress, times: Times | None 
 class BoardClient:
     """One agent on one board. A context manager; after an error of the link it can `reconnect`."""
 
-    def __init__(self, target: Target, owner: str, progress: Progress, times: Times) -> None:
+    def __init__(self, target: Target, owner: str, progress: Progress, times: Times, wait: float = 0.0) -> None:
         self.target = target
         self.times = times
-        self._owner = owner
+        self._owner, self._wait = owner, wait
         self._progress = progress
         self._link: Link | None = None
         self._channel: Channel | None = None
@@ -87,7 +91,7 @@ class BoardClient:
         self._facts = self._greet(sha256)
 
     def _greet(self, sha256: str) -> Hello:
-        facts = self._ask("hello", {"owner": self._owner}, Hello, self.times.quick)
+        facts = self._ask("hello", {"owner": self._owner, "wait": self._wait}, Hello, self.times.quick)
         if facts.protocol != PROTOCOL or facts.agent not in ("", sha256):
             self.close()
             raise IntegrityError("another agent than the one started answers", self.where, "try again")
@@ -293,7 +297,7 @@ class BoardClient:
         payload: int = 0,
         on_event: OnProgress | None = None,
     ) -> tuple[dict[str, Any], bytes]:
-        until = time.monotonic() + deadline
+        until = time.monotonic() + deadline + self._wait
         return self.guarded(lambda channel: self._talk(channel, verb, args, until, limit, payload, on_event))
 
     def _talk(

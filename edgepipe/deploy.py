@@ -50,6 +50,7 @@ class Request:
     input_shape: list[int] | None = None
     synthetic: bool = False
     activate: bool = True
+    wait: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     source = model.load(request.model, input_shape=request.input_shape)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
-    with board.connect(target, bench.owner(), progress) as client:
+    with board.connect(target, bench.owner(), progress, wait=request.wait) as client:
         facts = client.hello().board
         leftovers.collect(client, progress)
         bench.check_runtimes(facts, list(request.formats), request.target)
@@ -138,6 +139,7 @@ def bench_only(
     options: RunOptions,
     limit: bench.LatencyGate | None,
     progress: Progress,
+    wait: float = 0.0,
 ) -> Outcome:
     """Measure a file, or a release the board already holds, and activate nothing.
 
@@ -146,7 +148,7 @@ def bench_only(
     """
     target = targets.load(target_name, host or None)
     request = Request(subject, target_name, host, plan=how, options=options, max_latency=limit)
-    with board.connect(target, bench.owner(), progress) as client:
+    with board.connect(target, bench.owner(), progress, wait=wait) as client:
         facts = client.hello().board
         leftovers.collect(client, progress)
         if Path(subject).exists():

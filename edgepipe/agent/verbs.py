@@ -32,6 +32,7 @@ class Session:
     jobs: Jobs
     agent: str = ""
     owner: str = "unknown"
+    wait: float = 0.0
     sysfs_root: str = "/"
     payload: Iterator[bytes] = field(default_factory=lambda: iter(()))
 
@@ -53,9 +54,10 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Hello:
-    """Who asks: user@host, shown to others while the lock is held."""
+    """Who asks: user@host, shown to others while the lock is held; and how many seconds to wait for a lock."""
 
     owner: str
+    wait: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Signers:
 
 def hello(session: Session, args: Hello) -> Answer:
     """Facts of the board; quick, since no runtime is imported."""
-    session.owner = clean(args.owner, 128) or "unknown"
+    session.owner, session.wait = clean(args.owner, 128) or "unknown", args.wait
     links = session.releases.links()
     found = {name: sites.path(session.store, name) for name in runtimes.names()}
     board = probe.board({name: path for name, path in found.items() if path}, session.sysfs_root)

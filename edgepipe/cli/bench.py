@@ -21,6 +21,7 @@ def command(
     threads: options.Threads = 1,
     batch: options.Batch = 1,
     profile: options.Profile = "quick",
+    wait: options.Wait = "",
     max_latency: Annotated[str, typer.Option(help="Latency limit, e.g. p90=30ms. Exit 6 beyond it.")] = "",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -31,8 +32,9 @@ def command(
     from edgepipe.schema import RunOptions
 
     run = RunOptions(threads=threads, batch=batch)
+    span = options.seconds(wait, "--wait")
     with console.open_progress(quiet=quiet) as progress:
         outcome = verb.bench_only(
-            subject, target, host, bench.plan(profile), run, bench.latency_gate(max_latency), progress
+            subject, target, host, bench.plan(profile), run, bench.latency_gate(max_latency), progress, span
         )
     outcomes.show(outcome, as_json=json, quiet=quiet)

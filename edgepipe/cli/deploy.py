@@ -26,6 +26,7 @@ def command(
     dynamic: options.Dynamic = False,
     input_shape: options.InputShape = "",
     synthetic: options.Synthetic = False,
+    wait: options.Wait = "",
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; touch nothing.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -51,6 +52,7 @@ def command(
         dynamic=dynamic,
         input_shape=options.shape(input_shape),
         synthetic=synthetic,
+        wait=options.seconds(wait, "--wait"),
     )
     if dry_run:
         options.show_plan(verb.dry_run(request), json)
