@@ -35,7 +35,10 @@ class Trust:
 
 @dataclass(frozen=True)
 class Hello:
-    """What the agent says of itself and its board. Sizes in bytes. ``runs`` wait there for this host."""
+    """What the agent says of itself and its board. Sizes in bytes.
+
+    ``runs`` wait there for this host; ``codings`` are those it unpacks, the better one first.
+    """
 
     protocol: int
     agent: str
@@ -46,6 +49,7 @@ class Hello:
     previous: Optional[str] = None
     trust: Optional[Trust] = None
     runs: list[str] = field(default_factory=list)
+    codings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class BoardClient:
     def __init__(self, target: Target, owner: str, progress: Progress, times: Times, wait: float = 0.0) -> None:
         self.target = target
         self.times = times
+        self.rate_limit = 0.0  # bytes per second that a push may send; 0 is no limit
+        self.bytes_wire = 0  # of blobs, as they were sent: packed where that is quicker
         self._owner, self._wait = owner, wait
         self._progress = progress
         self._link: Link | None = None

@@ -51,6 +51,7 @@ class Request:
     synthetic: bool = False
     activate: bool = True
     wait: float = 0.0
+    rate_limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class _Candidate:
     report: Report
     ladder: Ladder | None = None
     bytes_sent: int = 0
+    bytes_wire: int = 0
     inputs: str | None = None
     export: Export | None = None
 
@@ -86,6 +88,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
     with board.connect(target, bench.owner(), progress, wait=request.wait) as client:
+        client.rate_limit = request.rate_limit
         facts = client.hello().board
         leftovers.collect(client, progress)
         bench.check_runtimes(facts, list(request.formats), request.target)
@@ -219,11 +222,14 @@ def _push_and_verify(
 
     ``samples`` is the dataset as a blob with its sha256, packed once for all candidates.
     """
+    before = client.bytes_wire
     if dataset is None or samples is None or candidate.ladder is None:
         candidate.bytes_sent = client.push(bench.files_of(candidate.artifact))
+        candidate.bytes_wire = client.bytes_wire - before
         return
     content, candidate.inputs = samples
     candidate.bytes_sent = client.push([*bench.files_of(candidate.artifact), (content, candidate.inputs)])
+    candidate.bytes_wire = client.bytes_wire - before
     name = candidate.manifest.name
     with progress.task(f"verify {name} on the board, {len(dataset.inputs)} samples", "s") as task:
         answer = client.verify(candidate.manifest, candidate.inputs, request.options, task.update)
@@ -256,7 +262,8 @@ def _measure(candidate: _Candidate, request: Request, client: BoardClient, progr
 def _activate(candidate: _Candidate, client: BoardClient, progress: Progress) -> None:
     """Move the board's `current` link to the release, and complete the record."""
     release = client.activate(candidate.manifest)
-    candidate.report = replace(candidate.report, release=replace(release, bytes_sent=candidate.bytes_sent))
+    sent, wire = candidate.bytes_sent, candidate.bytes_wire
+    candidate.report = replace(candidate.report, release=replace(release, bytes_sent=sent, bytes_wire=wire))
     _keep(candidate)
     word = "active" if release.changed else "was active already"
     signed = f"signed by {release.signer}" if release.signer else f"NOT SIGNED; {UNSIGNED.format(client.target.name)}"

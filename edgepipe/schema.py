@@ -174,6 +174,7 @@ class Signed:
 class Release:
     """A release as a board holds it. ``activated_at`` is the board's clock, seconds since 1970.
 
+    ``bytes_sent`` is what the board took, ``bytes_wire`` what that was on the way, packed, without the protocol's own.
     ``signer`` is the principal whose signature the board checked; empty where the board has no signers pinned.
     """
 
@@ -181,6 +182,7 @@ class Release:
     previous: Optional[str] = None
     activated_at: Optional[float] = None
     bytes_sent: int = 0
+    bytes_wire: Optional[int] = None
     seconds: float = 0.0
     changed: bool = True
     signer: str = ""

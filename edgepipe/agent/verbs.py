@@ -6,16 +6,32 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
 
-from edgepipe.agent import health, ledger, lock, power, probe, runtimes, sites, spool, trust
+from edgepipe.agent import coding, health, ledger, lock, power, probe, runtimes, sites, spool, trust
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
+from edgepipe.agent.requests import (
+    Activate,
+    Bench,
+    Collect,
+    Forget,
+    Get,
+    Hello,
+    Nothing,
+    Put,
+    Run,
+    Signers,
+    Site,
+    Status,
+    Verify,
+    Which,
+)
 from edgepipe.agent.store import Store
 from edgepipe.agent.text import clean
 from edgepipe.codec import to_dict
 from edgepipe.errors import EdgepipeError, UsageError
-from edgepipe.schema import FileRef, Manifest, Plan, RawRun, Release, RunOptions, Signed, digest
+from edgepipe.schema import RawRun, Release, RunOptions, Signed, digest
 
 PROTOCOL = 1
 _SELFTEST_SECONDS = 120.0
@@ -47,129 +63,6 @@ class Answer(NamedTuple):
     file: Optional[str] = None
 
 
-@dataclass(frozen=True)
-class Nothing:
-    """No arguments."""
-
-
-@dataclass(frozen=True)
-class Hello:
-    """Who asks: user@host, shown to others while the lock is held; and how many seconds to wait for a lock."""
-
-    owner: str
-    wait: float = 0.0
-
-
-@dataclass(frozen=True)
-class Status:
-    """Blobs whose presence is asked for."""
-
-    blobs: List[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Put:
-    """A piece of a blob of ``size`` bytes; the payload starts at ``offset``."""
-
-    sha256: str
-    size: int
-    offset: int = 0
-
-
-@dataclass(frozen=True)
-class Get:
-    """A blob or spooled file."""
-
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Samples (blob of an .npz) to run through a release."""
-
-    manifest: Manifest
-    inputs: str
-    threads: int = 1
-    optimize: bool = True
-    deadline_seconds: float = 600.0
-    signed: Optional[Signed] = None
-
-
-@dataclass(frozen=True)
-class Activate:
-    """The release to make current."""
-
-    manifest: Manifest
-    signed: Optional[Signed] = None
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What to measure: a manifest, or a release on the board (the current one if neither is given).
-
-    ``meter`` is the board's meter to read (the best there is if empty, or "host": it reads one itself), ``rail`` which
-    of its rails. A ``run`` with a name waits on the board's disk until the host says `forget`.
-    """
-
-    plan: Plan
-    options: RunOptions
-    manifest: Optional[Manifest] = None
-    release: Optional[str] = None
-    inputs: Optional[str] = None
-    meter: str = ""
-    rail: str = ""
-    signed: Optional[Signed] = None
-    run: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A measured run that waits here."""
-
-    run: str
-
-
-@dataclass(frozen=True)
-class Forget:
-    """Runs that the host has."""
-
-    runs: List[str]
-
-
-@dataclass(frozen=True)
-class Which:
-    """A release on the board; the current one if none is named."""
-
-    release: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Whether results not yet fetched are kept."""
-
-    keep_spool: bool = False
-
-
-@dataclass(frozen=True)
-class Site:
-    """A runtime's packages: files by relative path, each a blob. ``note`` says what they are."""
-
-    runtime: str
-    files: List[FileRef]
-    note: str = ""
-    dry_run: bool = False
-    signed: Optional[Signed] = None
-
-
-@dataclass(frozen=True)
-class Signers:
-    """The allowed signers to pin, and the board's name in statements; an empty text takes them off."""
-
-    target: str
-    signers: str
-    signed: Optional[Signed] = None
-
-
 def hello(session: Session, args: Hello) -> Answer:
     """Facts of the board; quick, since no runtime is imported."""
     session.owner, session.wait = clean(args.owner, 128) or "unknown", args.wait
@@ -187,6 +80,7 @@ def hello(session: Session, args: Hello) -> Answer:
             "previous": links.previous,
             "trust": _trust(session),
             "runs": spool.waiting(session.store, session.owner),
+            "codings": coding.known(),
         }
     )
 
@@ -224,7 +118,8 @@ def status(session: Session, args: Status) -> Answer:
 
 def put(session: Session, args: Put) -> Answer:
     """Append a piece of a blob."""
-    have, complete = session.store.put(args.sha256, args.size, args.offset, session.payload)
+    pieces = coding.unpack(args.coding, session.payload, max(0, args.size - args.offset))
+    have, complete = session.store.put(args.sha256, args.size, args.offset, pieces)
     return Answer({"have": have, "complete": complete})
 
 

@@ -27,24 +27,23 @@ def command(
     input_shape: options.InputShape = "",
     synthetic: options.Synthetic = False,
     wait: options.Wait = "",
+    limit_rate: options.LimitRate = "",
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; touch nothing.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Compress, export, verify, push, measure on the board, activate and report, in one go."""
-    from edgepipe import bench, config
-    from edgepipe import deploy as verb
-    from edgepipe.schema import RunOptions
+    from edgepipe import bench, config, deploy, schema
 
     defaults = config.read()
-    request = verb.Request(
+    request = deploy.Request(
         model=_needed(model or defaults.model, "model"),
         target=_needed(target or defaults.target, "target"),
         host=host,
         recipe=recipe or defaults.recipe,
         formats=options.names(to or defaults.to, "--to"),
         plan=bench.plan(profile or defaults.profile),
-        options=RunOptions(threads=threads, batch=batch),
+        options=schema.RunOptions(threads=threads, batch=batch),
         max_drop=options.fraction(max_drop or defaults.max_drop, "--max-drop"),
         max_latency=bench.latency_gate(max_latency),
         evaluation=evaluation,
@@ -53,12 +52,13 @@ def command(
         input_shape=options.shape(input_shape),
         synthetic=synthetic,
         wait=options.seconds(wait, "--wait"),
+        rate_limit=options.rate(limit_rate, "--limit-rate"),
     )
     if dry_run:
-        options.show_plan(verb.dry_run(request), json)
+        options.show_plan(deploy.dry_run(request), json)
         return
     with console.open_progress(quiet=quiet) as progress:
-        outcome = verb.deploy(request, progress)
+        outcome = deploy.deploy(request, progress)
     outcomes.show(outcome, as_json=json, quiet=quiet)
 
 
