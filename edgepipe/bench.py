@@ -108,7 +108,7 @@ def _timed(
     options: RunOptions,
     inputs: str | None,
     update: OnProgress,
-    run: str,
+    run: str = "",
 ) -> RawRun:
     """Time a release while its power is read, by the board itself or by this host."""
     meter = client.target.meter
@@ -117,7 +117,7 @@ def _timed(
     with metering.Watch(meter) as watch:
         before = metering.offset(client.clock)
         plan = how if watch.reads else replace(how, idle_seconds=0.0)
-        raw = client.bench(manifest, plan, options, inputs, update, ON_HOST, run=run)
+        raw = client.bench(manifest, plan, options, inputs, update, ON_HOST, "", run)
         try:
             after = metering.offset(client.clock)
         except LinkError:  # what was measured is whole; the clocks were held against each other once
