@@ -28,9 +28,9 @@ lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budget
 	$(BIN)/vermin -q -t=3.8- --no-tips --violations edgepipe/agent edgepipe/schema.py edgepipe/codec.py edgepipe/errors.py
 	$(BIN)/python scripts/budgets.py
 
-bench: $(STAMP) ## print the speed figures, as ratios measured side by side
+bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, latency, compression or peers
 	@scripts/ensure-sshd
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(PART)
 
 guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often
 	@scripts/ensure-sshd || true
