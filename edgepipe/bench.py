@@ -86,10 +86,8 @@ def measure(
         return measurement.failed("timeout", error.what, how, options)
     except BoardError as error:
         return measurement.failed("failed", f"{error.what} ({error.where})", how, options)
-    return replace(
-        measurement.conclude(raw, how, options),
-        raw=measurement.keep_raw(paths.data_home() / "raw", raw),
-    )
+    found = measurement.conclude(raw, how, options)
+    return replace(found, raw=measurement.keep_raw(paths.data_home() / "raw", raw))
 
 
 def _timed(
