@@ -38,28 +38,61 @@ def _in_bytes(name: str, makers: dict[str, Any], known: dict[str, Any]) -> bool:
     return tensor is not None and tensor.data_type in _BYTES
 
 
+def precision(path: str) -> str:
+    """The coarsest precision the file stores weights in: int8 for integers of any width, float16, or float32."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    kinds = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    domains = {node.domain for node in model.graph.node if node.op_type == "MatMulNBits"}
+    if domains or kinds & {2, 3, 4, 5, 21, 22}:  # (u)int8, (u)int16, (u)int4 of TensorProto
+        return "int8"
+    return "float16" if kinds & {10, 16} else "float32"
+
+
 def tensors(path: str) -> list[dict[str, Any]]:
     """Float tensors that depend on the inputs, in the order they are computed (runs in the child).
 
-    Each is ``{"name", "layer": the node's name, "op": its operator, "inputs": tensors the node reads}``.
+    Each is ``{"name", "alias", "layer": the node's name, "op": its operator, "inputs": tensors the node reads}``. A
+    tensor that goes through a quantiser counts once, as what comes out of it, under the ``alias`` of what went in: the
+    quantiser may do the work of an activation.
     """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     kinds = _kinds(model)
-    weights = set(graph.constants(model))
-    alive = {value.name for value in model.graph.input} - weights
-    found = []
+    alive = {value.name for value in model.graph.input} - set(graph.constants(model))
+    quantised, into = _quantisers(model)
+    found: list[dict[str, Any]] = []
+    made: dict[str, tuple[str, str, list[str]]] = {}
     for index, node in enumerate(model.graph.node):
         if not alive & _reads(node):
             continue
         alive.update(name for name in node.output if name)
+        own = (node.name or f"{node.op_type}_{index}", node.op_type, list(node.input))
         unknown = 0 if node.op_type.startswith(_NO_TENSORS) else 1
         for name in node.output:
-            if name and kinds.get(name, unknown) in _FLOATS:
-                layer = node.name or f"{node.op_type}_{index}"
-                found.append({"name": name, "layer": layer, "op": node.op_type, "inputs": list(node.input)})
+            made[name] = own
+            if not name or name in quantised or kinds.get(name, unknown) not in _FLOATS:
+                continue
+            alias = into.get(name, name)
+            layer, op, inputs = made.get(alias, own)
+            found.append({"name": name, "alias": alias, "layer": layer, "op": op, "inputs": inputs})
     return found
+
+
+def _quantisers(model: Any) -> tuple[set[str], dict[str, str]]:
+    """Tensors that only quantisers read; and what comes out of a pair of quantisers -> what went in."""
+    readers: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    kept = {value.name for value in model.graph.output}
+    quantised = {name for name, ops in readers.items() if ops == {"QuantizeLinear"} and name not in kept}
+    narrow = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    wide = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in narrow]
+    into = {node.output[0]: narrow[node.input[0]] for node in wide}
+    return quantised, {name: source for name, source in into.items() if source in quantised}
 
 
 def _reads(node: Any) -> set[str]:
@@ -84,16 +117,24 @@ def _kinds(model: Any) -> dict[str, int]:
     return {value.name: value.type.tensor_type.elem_type for value in values if value.type.tensor_type.elem_type}
 
 
-def expose(source: str, target: str, names: list[str]) -> list[str]:
-    """Write the file with these tensors as its only outputs; return the names of the files (runs in the child)."""
+def cut(source: str, folder: str, most: int) -> dict[str, Any]:
+    """Write copies of the file that put out what flows inside it, ``most`` tensors each (runs in the child).
+
+    Returns ``{"tensors": see `tensors`, "files": names in ``folder`` of each copy, in the tensors' order}``.
+    """
     from pathlib import Path
 
     import onnx
 
+    rows = tensors(source)
     model = onnx.load(source)
     known = {value.name: value for value in (*model.graph.output, *model.graph.value_info)}
-    found = [known.get(name) or onnx.helper.make_empty_tensor_value_info(name) for name in names]
-    del model.graph.output[:]
-    model.graph.output.extend(found)
-    onnx.save(model, target)
-    return [Path(target).name]
+    files = []
+    for start in range(0, len(rows), most):
+        names = [row["name"] for row in rows[start : start + most]]
+        found = [known.get(name) or onnx.helper.make_empty_tensor_value_info(name) for name in names]
+        del model.graph.output[:]
+        model.graph.output.extend(found)
+        files.append([f"part{start}.onnx"])
+        onnx.save(model, str(Path(folder) / files[-1][0]))
+    return {"tensors": rows, "files": files}

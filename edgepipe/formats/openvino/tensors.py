@@ -28,6 +28,18 @@ def _in_bytes(node: Any) -> bool:
     return node.get_type_name() == "Constant" and node.get_element_type().to_string() in ("i8", "u8")
 
 
+def precision(path: str) -> str:
+    """The coarsest precision the file stores weights in: int8 for integers of any width, float16, or float32."""
+    import openvino
+
+    ops = openvino.Core().read_model(path).get_ops()
+    stored = [op for op in ops if op.get_type_name() == "Constant" and len(op.get_output_shape(0)) > 1]
+    kinds = {op.get_element_type().to_string() for op in stored}
+    if kinds & {"i8", "u8", "i4", "u4", "i16", "u16"} or any(op.get_type_name() == "FakeQuantize" for op in ops):
+        return "int8"
+    return "float16" if kinds & {"f16", "bf16"} else "float32"
+
+
 def tensors(path: str) -> list[dict[str, Any]]:
     """Float tensors that depend on the inputs, in the order they are computed (runs in the child).
 
@@ -65,17 +77,23 @@ def _name(port: Any) -> str:
     return min(port.get_names(), default=f"{port.get_node().get_friendly_name()}:{port.get_index()}")
 
 
-def expose(source: str, target: str, names: list[str]) -> list[str]:
-    """Write the model with these tensors as its only outputs; return the names of the files (runs in the child)."""
+def cut(source: str, folder: str, most: int) -> dict[str, Any]:
+    """Write copies of the model that put out what flows inside it, ``most`` tensors each (runs in the child).
+
+    Returns ``{"tensors": see `tensors`, "files": names in ``folder`` of each copy, in the tensors' order}``.
+    """
     from pathlib import Path
 
     import openvino
 
-    model = openvino.Core().read_model(source)
-    ports = {_name(port): port for port in _ports(model)}
-    for name in names:
-        ports[name].get_tensor().add_names({name})
-    cut = openvino.Model([ports[name] for name in names], model.get_parameters(), "layers")
-    openvino.save_model(cut, target, compress_to_fp16=False)
-    path = Path(target)
-    return [path.name, path.with_suffix(".bin").name]
+    rows, files = tensors(source), []
+    for start in range(0, len(rows), most):
+        model = openvino.Core().read_model(source)
+        ports = {_name(port): port for port in _ports(model)}
+        names = [row["name"] for row in rows[start : start + most]]
+        for name in names:
+            ports[name].get_tensor().add_names({name})
+        part = openvino.Model([ports[name] for name in names], model.get_parameters(), "layers")
+        files.append([f"part{start}.xml", f"part{start}.bin"])
+        openvino.save_model(part, str(Path(folder) / files[-1][0]), compress_to_fp16=False)
+    return {"tensors": rows, "files": files}

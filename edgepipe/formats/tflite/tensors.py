@@ -21,6 +21,20 @@ def integer_layers(path: str) -> int:
     )
 
 
+def precision(path: str) -> str:
+    """The coarsest precision the file stores weights in: int8 for integers of any width, float16, or float32."""
+    model = graph.read(path)
+    stored = [
+        tensor
+        for tensor in model.subgraphs[0].tensors
+        if tensor.shape is not None and len(tensor.shape) > 1 and model.buffers[tensor.buffer].data is not None
+    ]
+    kinds = {graph.kind(tensor) for tensor in stored}
+    if kinds & {"INT4", "INT2", "INT8", "UINT8", "INT16"}:
+        return "int8"
+    return "float16" if kinds & {"FLOAT16", "BFLOAT16"} else "float32"
+
+
 def tensors(path: str) -> list[dict[str, Any]]:
     """Float or quantised tensors that depend on the inputs, in the order they are computed (runs in the child).
 
@@ -56,14 +70,20 @@ def _is_real(tensor: Any) -> bool:
     return graph.kind(tensor) in ("FLOAT32", "FLOAT16") or (scale is not None and len(scale) == 1)
 
 
-def expose(source: str, target: str, names: list[str]) -> list[str]:
-    """Write the file with these tensors as its only outputs; return the names of the files (runs in the child)."""
+def cut(source: str, folder: str, most: int) -> dict[str, Any]:
+    """Write copies of the file that put out what flows inside it, ``most`` tensors each (runs in the child).
+
+    Returns ``{"tensors": see `tensors`, "files": names in ``folder`` of each copy, in the tensors' order}``.
+    """
     from pathlib import Path
 
-    model = graph.named(source)
-    main = model.subgraphs[0]
-    places = {_name(tensor): index for index, tensor in enumerate(main.tensors)}
-    main.outputs = [places[name] for name in names]
-    model.signatureDefs = None  # their outputs are other ones
-    Path(target).write_bytes(graph.pack(model))
-    return [Path(target).name]
+    rows, files = tensors(source), []
+    for start in range(0, len(rows), most):
+        model = graph.named(source)
+        main = model.subgraphs[0]
+        places = {_name(tensor): index for index, tensor in enumerate(main.tensors)}
+        main.outputs = [places[row["name"]] for row in rows[start : start + most]]
+        model.signatureDefs = None  # their outputs are other ones
+        files.append([f"part{start}.tflite"])
+        (Path(folder) / files[-1][0]).write_bytes(graph.pack(model))
+    return {"tensors": rows, "files": files}
