@@ -22,6 +22,7 @@ from edgepipe import (
     honesty,
     journal,
     model,
+    preflight,
     recipe,
     targets,
     verify,
@@ -194,6 +195,8 @@ def _prepare(
     """Compress, export and verify on the host, for what this board's runtime can load."""
     wanted = options_for(request, target, facts)
     made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, weigh=True)
+    for caution in preflight.check(made.artifact, facts, f"{source.name} {request.recipe} on {target.name}"):
+        progress.note(caution)
     manifest = bench.manifest_of(made.artifact)
     report = _report(source.facts, made.artifact, facts, request.target, manifest)
     report = replace(report, recipe=request.recipe, steps=made.made.steps)
