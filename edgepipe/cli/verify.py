@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgepipe.cli import console, options
 
+if TYPE_CHECKING:
+    from edgepipe.matrix import Request
+
 
 def command(
-    file: Annotated[str, typer.Argument(help="An exported file: .onnx, .tflite or .xml.")],
     against: Annotated[
         str, typer.Option("--against", help="The model it was made from.", autocompletion=options.complete_model)
     ],
+    file: Annotated[str, typer.Argument(help="An exported file: .onnx, .tflite or .xml.")] = "",
     layers: Annotated[bool, typer.Option("--layers", help="Find the first layer that departs. Exit 5.")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="No FILE: every recipe in every format, here and on the targets.")
+    ] = False,
+    to: options.Formats = "onnx,openvino,tflite",
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="With --matrix: recipes, comma separated.")
+    ] = "none,int8",
     target: Annotated[
         str,
         typer.Option(
-            "--target", "-t", help="With --layers: a board to run it on too.", autocompletion=options.complete_target
+            *("--target", "-t"),
+            help="With --layers or --matrix: a board to run it on too; for --matrix several, comma separated.",
+            autocompletion=options.complete_target,
         ),
     ] = "",
     host: options.Host = "",
@@ -29,8 +41,17 @@ def command(
 ) -> None:
     """Hold a file against the model it came from: parity of the outputs, and accuracy. Exit 5 or 6 if it fails."""
     from edgepipe.errors import UsageError
+    from edgepipe.matrix import Request as Matrix
 
     limit = options.fraction(max_drop, "--max-drop")
+    if bool(file) == matrix:
+        fix = "edgepipe verify FILE --against MODEL, or edgepipe verify --matrix --against MODEL"
+        raise UsageError("give a FILE, or --matrix", "edgepipe verify", fix)
+    if matrix:
+        boards = options.names(target, "--target") if target else ()
+        forms, recipes = options.names(to, "--to"), options.names(recipe, "--recipe")
+        _matrix(Matrix(against, forms, recipes, boards, evaluation), as_json=json, quiet=quiet)
+        return
     if layers:
         _layers(file, against, target, host, evaluation, as_json=json, quiet=quiet)
         return
@@ -66,3 +87,15 @@ def _layers(file: str, against: str, target: str, host: str, evaluation: str, *,
     except IntegrityError as error:
         show(error)
         raise typer.Exit(error.exit_code) from None
+
+
+def _matrix(request: Request, *, as_json: bool, quiet: bool) -> None:
+    from edgepipe import matrix
+    from edgepipe.cli.comparison import show_matrix
+
+    with console.open_progress(quiet=quiet) as progress:
+        found = matrix.measure(request, progress)
+    if not quiet:
+        show_matrix(found, console.stderr())
+    if as_json:
+        options.emit(found.document())
