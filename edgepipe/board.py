@@ -22,7 +22,7 @@ from edgepipe.link._bootstrap import start_agent
 from edgepipe.link._protocol import OnProgress
 from edgepipe.link._push import Source, push
 from edgepipe.progress import Progress
-from edgepipe.schema import Board, FileRef, Manifest, Plan, RawRun, Release, RunOptions
+from edgepipe.schema import Board, Executed, FileRef, Manifest, Plan, RawRun, Release, RunOptions
 from edgepipe.targets import Target
 
 T = TypeVar("T")
@@ -101,6 +101,7 @@ class Verified:
     precision_executed: str
     provider: str
     runtime_version: str
+    executed: Executed = field(default_factory=Executed)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bench, board, codec, convert, data, export, honesty, journal, model, recipe, targets, verify
+from edgepipe import (
+    bench,
+    board,
+    codec,
+    convert,
+    data,
+    executed,
+    export,
+    honesty,
+    journal,
+    model,
+    preflight,
+    recipe,
+    targets,
+    verify,
+)
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
@@ -48,6 +63,7 @@ class Request:
     input_shape: list[int] | None = None
     synthetic: bool = False
     activate: bool = True
+    allow_fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,8 @@ def bench_only(
     options: RunOptions,
     limit: bench.LatencyGate | None,
     progress: Progress,
+    *,
+    allow_fallback: bool = False,
 ) -> Outcome:
     """Measure a file, or a release the board already holds, and activate nothing.
 
@@ -142,7 +160,9 @@ def bench_only(
         UsageError, LinkError, BoardError: nothing was measured.
     """
     target = targets.load(target_name, host or None)
-    request = Request(subject, target_name, host, plan=how, options=options, max_latency=limit)
+    request = Request(
+        subject, target_name, host, plan=how, options=options, max_latency=limit, allow_fallback=allow_fallback
+    )
     with board.connect(target, bench.owner(), progress) as client:
         facts = client.hello().board
         if Path(subject).exists():
@@ -175,6 +195,8 @@ def _prepare(
     """Compress, export and verify on the host, for what this board's runtime can load."""
     wanted = options_for(request, target, facts)
     made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, weigh=True)
+    for caution in preflight.check(made.artifact, facts, f"{source.name} {request.recipe} on {target.name}"):
+        progress.note(caution)
     manifest = bench.manifest_of(made.artifact)
     report = _report(source.facts, made.artifact, facts, request.target, manifest)
     report = replace(report, recipe=request.recipe, steps=made.made.steps)
@@ -230,6 +252,9 @@ def _push_and_verify(
 def _measure(candidate: _Candidate, request: Request, client: BoardClient, progress: Progress) -> None:
     """Time the staged release; keep the record at once, whatever becomes of the rest."""
     result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress)
+    path = Path(candidate.artifact.path)
+    if path.is_absolute() and path.is_file():  # a release that only the board holds has no file here
+        result = executed.judged(result, candidate.artifact)
     candidate.report = replace(candidate.report, measurement=result)
     _keep(candidate)
     if candidate.export and candidate.export.plain and result.latency_ms:
@@ -240,6 +265,8 @@ def _measure(candidate: _Candidate, request: Request, client: BoardClient, progr
     if result.status in {"failed", "timeout"}:
         kind = DeadlineError if result.status == "timeout" else BoardError
         raise kind(f"could not be measured: {result.reason}", where, "see the runtime's own words above")
+    if not request.allow_fallback:
+        executed.check(result, where)
     if request.max_latency:
         request.max_latency.check(result, where)
 

@@ -307,6 +307,21 @@ class StateSample:
 
 
 @dataclass(frozen=True)
+class Executed:
+    """What a runtime really ran, counted by nodes; empty where it does not say.
+
+    ``kernels`` counts those that compute by precision, ``layers`` the matrix products and convolutions among them;
+    ``providers`` counts all nodes by what took them (execution provider, delegate, plug-in). ``integer_layers`` is how
+    many layers the file itself says are to be computed in integers; null where nobody looked.
+    """
+
+    kernels: Dict[str, int] = field(default_factory=dict)
+    layers: Dict[str, int] = field(default_factory=dict)
+    providers: Dict[str, int] = field(default_factory=dict)
+    integer_layers: Optional[int] = None
+
+
+@dataclass(frozen=True)
 class RawRun:
     """What the agent hands back of one bench: nothing in it is computed beyond what the clocks and sensors said.
 
@@ -326,6 +341,7 @@ class RawRun:
     power_samples: PowerSamples = field(default_factory=PowerSamples)
     idle: Optional[Window] = None
     began: Optional[float] = None
+    executed: Executed = field(default_factory=Executed)
 
 
 @dataclass(frozen=True)
@@ -353,3 +369,4 @@ class Measurement:
     raw: Dict[str, Any] = field(default_factory=dict)
     batch: int = 1
     reason: str = ""
+    executed: Executed = field(default_factory=Executed)

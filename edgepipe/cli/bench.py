@@ -22,6 +22,7 @@ def command(
     batch: options.Batch = 1,
     profile: options.Profile = "quick",
     max_latency: Annotated[str, typer.Option(help="Latency limit, e.g. p90=30ms. Exit 6 beyond it.")] = "",
+    allow_fallback: options.AllowFallback = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -32,7 +33,7 @@ def command(
 
     run = RunOptions(threads=threads, batch=batch)
     with console.open_progress(quiet=quiet) as progress:
-        outcome = verb.bench_only(
-            subject, target, host, bench.plan(profile), run, bench.latency_gate(max_latency), progress
-        )
+        limit = bench.latency_gate(max_latency)
+        plan = bench.plan(profile)
+        outcome = verb.bench_only(subject, target, host, plan, run, limit, progress, allow_fallback=allow_fallback)
     outcomes.show(outcome, as_json=json, quiet=quiet)

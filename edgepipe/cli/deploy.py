@@ -27,6 +27,7 @@ def command(
     input_shape: options.InputShape = "",
     synthetic: options.Synthetic = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; touch nothing.")] = False,
+    allow_fallback: options.AllowFallback = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -51,6 +52,7 @@ def command(
         dynamic=dynamic,
         input_shape=options.shape(input_shape),
         synthetic=synthetic,
+        allow_fallback=allow_fallback,
     )
     if dry_run:
         options.show_plan(verb.dry_run(request), json)
