@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench guarantees clean
+.PHONY: help demo test lint bench guarantees conformance clean
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,13 +28,16 @@ lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budget
 	$(BIN)/vermin -q -t=3.8- --no-tips --violations edgepipe/agent edgepipe/schema.py edgepipe/codec.py edgepipe/errors.py
 	$(BIN)/python scripts/budgets.py
 
-bench: $(STAMP) ## print the speed figures, as ratios measured side by side
+bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, latency, compression or peers
 	@scripts/ensure-sshd
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(PART)
 
 guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often, WRITE=1 updates docs
 	@scripts/ensure-sshd || true
 	$(BIN)/python -m tests.guarantees
+
+conformance: $(STAMP) ## convert public files, plant faults, write docs/conformance.md (about 20 minutes)
+	$(BIN)/python -m tests.conformance
 
 clean: ## remove what the build made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

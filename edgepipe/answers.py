@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from edgepipe.schema import Board
+from edgepipe.schema import Board, Executed
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ class Verified:
     precision_executed: str
     provider: str
     runtime_version: str
+    executed: Executed = field(default_factory=Executed)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import hashlib
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepipe import cache, journal, measurement, metering, paths, plugins
 from edgepipe.agent.power import ON_HOST
@@ -61,10 +61,15 @@ def files_of(artifact: Artifact) -> list[Source]:
 
 def samples_blob(dataset: Dataset) -> tuple[bytes, str]:
     """The raw inputs of a data set as one npz blob, and its sha256: equal data gives equal bytes."""
+    return blob({"inputs": dataset.inputs})
+
+
+def blob(arrays: dict[str, Any]) -> tuple[bytes, str]:
+    """Arrays by name as one npz blob, and its sha256."""
     import numpy as np
 
     packed = io.BytesIO()
-    np.savez_compressed(packed, inputs=dataset.inputs)
+    np.savez_compressed(packed, **arrays)
     return packed.getvalue(), hashlib.sha256(packed.getvalue()).hexdigest()
 
 
@@ -95,10 +100,8 @@ def measure(
         return measurement.failed("timeout", error.what, how, options)
     except BoardError as error:
         return measurement.failed("failed", f"{error.what} ({error.where})", how, options)
-    return replace(
-        measurement.conclude(raw, how, options),
-        raw=measurement.keep_raw(paths.data_home() / "raw", raw),
-    )
+    found = measurement.conclude(raw, how, options)
+    return replace(found, raw=measurement.keep_raw(paths.data_home() / "raw", raw))
 
 
 def _timed(

@@ -10,7 +10,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bench, board, codec, convert, data, export, honesty, leftovers, model, recipe, targets, verify
+from edgepipe import (
+    bench,
+    board,
+    codec,
+    convert,
+    data,
+    executed,
+    export,
+    honesty,
+    leftovers,
+    model,
+    preflight,
+    recipe,
+    targets,
+    verify,
+)
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
@@ -52,6 +67,7 @@ class Request:
     activate: bool = True
     wait: float = 0.0
     rate_limit: float = 0.0
+    allow_fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +159,8 @@ def bench_only(
     limit: bench.LatencyGate | None,
     progress: Progress,
     wait: float = 0.0,
+    *,
+    allow_fallback: bool = False,
 ) -> Outcome:
     """Measure a file, or a release the board already holds, and activate nothing.
 
@@ -150,7 +168,9 @@ def bench_only(
         UsageError, LinkError, BoardError: nothing was measured.
     """
     target = targets.load(target_name, host or None)
-    request = Request(subject, target_name, host, plan=how, options=options, max_latency=limit)
+    request = Request(
+        subject, target_name, host, plan=how, options=options, max_latency=limit, allow_fallback=allow_fallback
+    )
     with board.connect(target, bench.owner(), progress, wait=wait) as client:
         facts = client.hello().board
         leftovers.collect(client, progress)
@@ -184,6 +204,8 @@ def _prepare(
     """Compress, export and verify on the host, for what this board's runtime can load."""
     wanted = options_for(request, target, facts)
     made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, weigh=True)
+    for caution in preflight.check(made.artifact, facts, f"{source.name} {request.recipe} on {target.name}"):
+        progress.note(caution)
     manifest = bench.manifest_of(made.artifact)
     report = bench.blank_report(source.facts, made.artifact, facts, request.target, manifest)
     report = replace(report, recipe=request.recipe, steps=made.made.steps)
@@ -243,6 +265,9 @@ def _measure(candidate: _Candidate, request: Request, client: BoardClient, progr
     """Time the staged release; keep the record at once, whatever becomes of the rest."""
     name = candidate.report.id
     result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress, name)
+    path = Path(candidate.artifact.path)
+    if path.is_absolute() and path.is_file():  # a release that only the board holds has no file here
+        result = executed.judged(result, candidate.artifact)
     candidate.report = replace(candidate.report, measurement=result)
     _keep(candidate)
     # Only now is it safe here, and the board may forget it.
@@ -255,6 +280,8 @@ def _measure(candidate: _Candidate, request: Request, client: BoardClient, progr
     if result.status in {"failed", "timeout"}:
         kind = DeadlineError if result.status == "timeout" else BoardError
         raise kind(f"could not be measured: {result.reason}", where, "see the runtime's own words above")
+    if not request.allow_fallback:
+        executed.check(result, where)
     if request.max_latency:
         request.max_latency.check(result, where)
 

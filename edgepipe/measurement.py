@@ -70,6 +70,7 @@ def conclude(raw: RawRun, plan: Plan, options: RunOptions) -> Measurement:
         threads=options.threads,
         precision_executed=raw.precision_executed,
         provider=raw.provider,
+        executed=raw.executed,
         load_ms=statistics.median(process.load_ns for process in measured) / _MS,
         first_ms=statistics.median(process.first_ns for process in measured) / _MS,
         samples=calls,

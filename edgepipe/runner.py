@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe.agent import jobs, runtimes, worker
-from edgepipe.schema import Artifact, RunOptions
+from edgepipe.codec import from_dict
+from edgepipe.schema import Artifact, Executed, RunOptions
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class RunResult:
     provider: str
     runtime_version: str
     seconds: float
+    executed: Executed
 
 
 def run_file(
@@ -58,4 +60,5 @@ def run_file(
         done = worker.run(job, deadline=deadline)
         with np.load(outputs, allow_pickle=False) as file:
             arrays = [file[str(index)] for index in range(len(file.files))]
-    return RunResult(arrays, done["precision"], done["provider"], done["runtime_version"], done["seconds"])
+    executed = from_dict(Executed, done["counted"])
+    return RunResult(arrays, done["precision"], done["provider"], done["runtime_version"], done["seconds"], executed)

@@ -13,7 +13,6 @@ from typing import Any, Dict, List, Optional
 
 from edgepipe.codec import canonical
 
-SIGNING_NAMESPACE = "edgepipe"
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
 
@@ -141,33 +140,6 @@ class Manifest:
     def id(self) -> str:
         """The first 32 hex digits of the sha256 of the canonical JSON."""
         return digest(self)[:32]
-
-
-@dataclass(frozen=True)
-class Statement:
-    """What a signature stands for: this verb, on this subject (a sha256), on this target, as the counter-th one there.
-
-    A board never takes a statement whose counter is below one it has acted upon.
-    """
-
-    verb: str
-    subject: str
-    target: str
-    counter: int
-    schema: str = "edgepipe.statement/1"
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of the canonical JSON, which are the bytes that are signed."""
-        return digest(self)
-
-
-@dataclass(frozen=True)
-class Signed:
-    """A statement and its SSHSIG signature, armoured as ``ssh-keygen -Y sign`` makes it."""
-
-    statement: Statement
-    signature: str
 
 
 @dataclass(frozen=True)
@@ -346,6 +318,21 @@ class StateSample:
 
 
 @dataclass(frozen=True)
+class Executed:
+    """What a runtime really ran, counted by nodes; empty where it does not say.
+
+    ``kernels`` counts those that compute by precision, ``layers`` the matrix products and convolutions among them;
+    ``providers`` counts all nodes by what took them (execution provider, delegate, plug-in). ``integer_layers`` is how
+    many layers the file itself says are to be computed in integers; null where nobody looked.
+    """
+
+    kernels: Dict[str, int] = field(default_factory=dict)
+    layers: Dict[str, int] = field(default_factory=dict)
+    providers: Dict[str, int] = field(default_factory=dict)
+    integer_layers: Optional[int] = None
+
+
+@dataclass(frozen=True)
 class RawRun:
     """What the agent hands back of one bench: nothing in it is computed beyond what the clocks and sensors said.
 
@@ -365,6 +352,7 @@ class RawRun:
     power_samples: PowerSamples = field(default_factory=PowerSamples)
     idle: Optional[Window] = None
     began: Optional[float] = None
+    executed: Executed = field(default_factory=Executed)
 
 
 @dataclass(frozen=True)
@@ -392,3 +380,4 @@ class Measurement:
     raw: Dict[str, Any] = field(default_factory=dict)
     batch: int = 1
     reason: str = ""
+    executed: Executed = field(default_factory=Executed)

@@ -11,10 +11,11 @@ import subprocess
 from pathlib import Path
 
 from edgepipe import paths
+from edgepipe.agent.orders import SIGNING_NAMESPACE, Signed, Statement
 from edgepipe.codec import canonical
 from edgepipe.errors import DeadlineError, UsageError
 from edgepipe.progress import Progress
-from edgepipe.schema import NAME, SIGNING_NAMESPACE, Signed, Statement
+from edgepipe.schema import NAME
 
 KEY_VARIABLE = "EDGEPIPE_SIGNING_KEY"
 # A token waits for a touch, a key for its passphrase: a person needs time for that.

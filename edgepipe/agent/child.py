@@ -107,7 +107,7 @@ class _Opened:
             ) from None
         self.load_ns = time.perf_counter_ns() - began
 
-    def executed(self) -> Dict[str, str]:
+    def executed(self) -> Dict[str, Any]:
         return dict(self.session.executed(), runtime_version=self.version)
 
 

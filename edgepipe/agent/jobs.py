@@ -14,7 +14,7 @@ from edgepipe.agent import power, sites, state, worker
 from edgepipe.agent.releases import Releases
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import BoardError, DeadlineError, IntegrityError
-from edgepipe.schema import Artifact, Caution, Manifest, Plan, ProcessSamples, RawRun, RunOptions, Window
+from edgepipe.schema import Artifact, Caution, Executed, Manifest, Plan, ProcessSamples, RawRun, RunOptions, Window
 
 # Samples kept of one run: 16 MB on the board, and the answer stays well below the channel's 64 MiB.
 MOST_SAMPLES = 2_000_000
@@ -46,6 +46,7 @@ class Jobs:
                 "precision_executed": done["precision"],
                 "provider": done["provider"],
                 "runtime_version": done["runtime_version"],
+                "executed": done["counted"],
             }
 
     def try_import(self, runtime: str, deadline: float) -> str:
@@ -155,6 +156,7 @@ class Jobs:
             timer_overhead_ns=statistics.median(each["timer_overhead_ns"] for each in done),
             failures=failures,
             began=began,
+            executed=from_dict(Executed, executed["counted"]),
         )
 
     def _job(self, kind: str, manifest: Manifest, options: RunOptions, scratch: str, **more: Any) -> Dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import List, Optional
 
-from edgepipe.schema import FileRef, Manifest, Plan, RunOptions, Signed
+from edgepipe.agent.orders import Signed
+from edgepipe.schema import FileRef, Manifest, Plan, RunOptions
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import FrozenSet, Optional
 
+from edgepipe.agent.orders import Statement
 from edgepipe.errors import BoardError, IntegrityError
-from edgepipe.schema import Statement
 
 # How far a counter may leap ahead, for orders that were signed and never came: one absurd counter would lock out all
 # the honest ones after it.

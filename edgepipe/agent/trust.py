@@ -16,11 +16,12 @@ from typing import List, NamedTuple, Optional
 
 from edgepipe.agent import rules
 from edgepipe.agent.ledger import Ledger
+from edgepipe.agent.orders import SIGNING_NAMESPACE, Signed
 from edgepipe.agent.store import Store
 from edgepipe.agent.text import clean
 from edgepipe.codec import canonical
 from edgepipe.errors import BoardError, DeadlineError, IntegrityError
-from edgepipe.schema import NAME, SIGNING_NAMESPACE, Signed
+from edgepipe.schema import NAME
 
 _PLACES = "/usr/bin:/bin:/usr/local/bin:/opt/bin"
 _MOST_SIGNERS = 64 << 10

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
 
 from edgepipe.agent import coding, health, ledger, lock, power, probe, runtimes, sites, spool, trust
 from edgepipe.agent.jobs import Jobs
+from edgepipe.agent.orders import Signed
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.requests import (
     Activate,
@@ -31,7 +32,7 @@ from edgepipe.agent.store import Store
 from edgepipe.agent.text import clean
 from edgepipe.codec import to_dict
 from edgepipe.errors import EdgepipeError, UsageError
-from edgepipe.schema import RawRun, Release, RunOptions, Signed, digest
+from edgepipe.schema import RawRun, Release, RunOptions, digest
 
 PROTOCOL = 1
 _SELFTEST_SECONDS = 120.0

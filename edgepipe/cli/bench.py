@@ -23,6 +23,7 @@ def command(
     profile: options.Profile = "quick",
     wait: options.Wait = "",
     max_latency: Annotated[str, typer.Option(help="Latency limit, e.g. p90=30ms. Exit 6 beyond it.")] = "",
+    allow_fallback: options.AllowFallback = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -34,7 +35,9 @@ def command(
     run = RunOptions(threads=threads, batch=batch)
     span = options.seconds(wait, "--wait")
     with console.open_progress(quiet=quiet) as progress:
+        limit = bench.latency_gate(max_latency)
+        plan = bench.plan(profile)
         outcome = verb.bench_only(
-            subject, target, host, bench.plan(profile), run, bench.latency_gate(max_latency), progress, span
+            subject, target, host, plan, run, limit, progress, span, allow_fallback=allow_fallback
         )
     outcomes.show(outcome, as_json=json, quiet=quiet)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgepipe.cli import console, options, outcomes
 from edgepipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgepipe.deploy import Request
 
 
 def command(
@@ -29,6 +32,7 @@ def command(
     wait: options.Wait = "",
     limit_rate: options.LimitRate = "",
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; touch nothing.")] = False,
+    allow_fallback: options.AllowFallback = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -53,13 +57,20 @@ def command(
         synthetic=synthetic,
         wait=options.seconds(wait, "--wait"),
         rate_limit=options.rate(limit_rate, "--limit-rate"),
+        allow_fallback=allow_fallback,
     )
+    _run(request, dry_run=dry_run, as_json=json, quiet=quiet)
+
+
+def _run(request: Request, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    from edgepipe import deploy
+
     if dry_run:
-        options.show_plan(deploy.dry_run(request), json)
+        options.show_plan(deploy.dry_run(request), as_json)
         return
     with console.open_progress(quiet=quiet) as progress:
         outcome = deploy.deploy(request, progress)
-    outcomes.show(outcome, as_json=json, quiet=quiet)
+    outcomes.show(outcome, as_json=as_json, quiet=quiet)
 
 
 def _needed(name: str, noun: str) -> str:

@@ -70,6 +70,10 @@ Synthetic = Annotated[
         "--synthetic-calibration", help="Calibrate on made-up data where the model has none; the report says so."
     ),
 ]
+AllowFallback = Annotated[
+    bool,
+    typer.Option("--allow-fallback", help="Take it as it is where a quantised file runs in float; else exit 4."),
+]
 InputShape = Annotated[
     str, typer.Option("--input-shape", help="Without the batch, e.g. 3,224,224; for models that don't say.")
 ]

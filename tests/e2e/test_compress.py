@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -62,6 +63,27 @@ def test_a_chain_says_what_each_step_cost_and_resumes(cli: Cli, small: str) -> N
     again = cli.json(*request[:3], "prune:0.5,epochs=1+fp16", *request[4:])
     assert again["steps"][1] == prune  # taken from the cache, not made again
     assert time.monotonic() - started < 120
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_training(cli: Cli, small: str) -> None:
+    """The child that trains tells its progress in a file: once it trains, the interruption comes."""
+    cache = cli.cwd / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPIPE_CACHE", str(cache))
+        process = cli.start("compress", small, "--recipe", "sparse:0.5,epochs=50", "-o", "out")
+    deadline = time.monotonic() + 120
+    while not any("epoch" in file.read_text() for file in cache.rglob("progress*.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    assert not [*cache.rglob("jobs/*")]
+    assert not [*cache.rglob("weights.safetensors")]  # nothing half-made is kept
+    assert not (cli.cwd / "out").exists()
 
 
 @pytest.mark.slow

@@ -17,11 +17,12 @@ import pytest
 from edgepipe import board as boards
 from edgepipe import paths, signing
 from edgepipe.agent import ledger, trust
+from edgepipe.agent.orders import Signed, Statement
 from edgepipe.agent.store import Store
 from edgepipe.codec import canonical
 from edgepipe.errors import BoardError, IntegrityError, UsageError
 from edgepipe.progress import Silent
-from edgepipe.schema import Artifact, FileRef, Manifest, Preprocessing, Signed, Statement, digest
+from edgepipe.schema import Artifact, FileRef, Manifest, Preprocessing, digest
 from edgepipe.targets import Target
 from tests.guarantees.figure import report, scale
 

@@ -24,8 +24,8 @@ class Session(Protocol):
     def prepare(self, feeds: List[Any]) -> Callable[[], object]:
         """Return a closure that does one inference on these feeds and nothing else."""
 
-    def executed(self) -> Dict[str, str]:
-        """What really ran: ``{"precision": str, "provider": str}``, "unknown" where the runtime does not say."""
+    def executed(self) -> Dict[str, Any]:
+        """What really ran, as `edgepipe.agent.precision.Tally` says it; "unknown" where the runtime does not tell."""
 
     def close(self) -> None:
         """Free what the runtime holds."""

@@ -10,6 +10,7 @@ import time
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
+from edgepipe.agent.precision import unknown
 from edgepipe.schema import Artifact, RunOptions
 
 FORMATS: Tuple[str, ...] = ("null",)
@@ -64,9 +65,9 @@ class NullSession:
         seconds, sleep = self._sleep, time.sleep
         return lambda: sleep(seconds)
 
-    def executed(self) -> Dict[str, str]:
+    def executed(self) -> Dict[str, Any]:
         """Nothing ran."""
-        return {"precision": "none", "provider": "null"}
+        return dict(unknown("null"), precision="none")
 
     def close(self) -> None:
         """Nothing is held."""

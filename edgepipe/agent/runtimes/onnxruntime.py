@@ -7,7 +7,7 @@ import os
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
-from edgepipe.agent.precision import describe
+from edgepipe.agent.precision import Tally, unknown
 from edgepipe.schema import Artifact, RunOptions
 
 FORMATS: Tuple[str, ...] = ("onnx",)
@@ -22,6 +22,8 @@ _PROVIDERS = ["CPUExecutionProvider"]
 # Conversions between precisions are no part of the model's arithmetic.
 _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"}
 _INTEGER_OPS = ("QLinear", "QGemm", "QAttention", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulIntegerTo")
+# Parts of the names of kernels that compute products: Conv, FusedConv, QLinearMatMul, MatMulNBits, QGemm ...
+_LAYERS = ("Conv", "MatMul", "Gemm", "Attention", "LSTM", "GRU", "RNN", "Einsum")
 _BLOCK_OPS = {"MatMulNBits", "GatherBlockQuantized"}
 _NAMES = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "double": "float64"}
 
@@ -83,12 +85,12 @@ class OnnxSession:
         run, outputs, given = self._session.run, self._outputs, self._feeds
         return lambda: run(outputs, given)
 
-    def executed(self) -> Dict[str, str]:
+    def executed(self) -> Dict[str, Any]:
         """Precision and provider of each kernel, from the profile of one run in a session of its own."""
         import onnxruntime
 
         if not self._feeds:
-            return {"precision": "unknown", "provider": ",".join(self._session.get_providers())}
+            return unknown(",".join(self._session.get_providers()))
         options = _options(self._options)
         options.enable_profiling = True
         options.profile_file_prefix = os.path.abspath("profile")
@@ -96,17 +98,14 @@ class OnnxSession:
         session.run(self._outputs, self._feeds)
         with open(session.end_profiling(), encoding="utf-8") as file:
             events = json.load(file)
-        kernels = [
-            event["args"]
-            for event in events
-            if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time")
-        ]
-        counts: Dict[str, int] = {}
-        for kernel in kernels:
-            name = _precision(kernel)
-            counts[name] = counts.get(name, 0) + (name != "")
-        providers = sorted({str(kernel.get("provider")) for kernel in kernels})
-        return {"precision": describe(counts), "provider": ",".join(providers) or _PROVIDERS[0]}
+        tally, seen = Tally(), set()
+        for event in events:
+            name, kernel = str(event.get("name", "")), event.get("args", {})
+            once = (name, kernel.get("node_index"))  # a node inside a loop is one node, however often it ran
+            if event.get("cat") == "Node" and name.endswith("_kernel_time") and once not in seen:
+                seen.add(once)
+                tally.add(_precision(kernel), str(kernel.get("provider", "")), layer=_is_layer(kernel))
+        return tally.executed()
 
     def close(self) -> None:
         """Drop the session."""
@@ -133,6 +132,11 @@ def _options(options: RunOptions) -> Any:
 def _ordered(wanted: List[str], found: List[str]) -> List[str]:
     """The artifact's order where it names the file's tensors, else the file's own."""
     return wanted if wanted and set(wanted) <= set(found) else found
+
+
+def _is_layer(kernel: Dict[str, Any]) -> bool:
+    name = str(kernel.get("op_name", ""))
+    return any(part in name for part in _LAYERS)
 
 
 def _precision(kernel: Dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
-from edgepipe.agent.precision import describe
+from edgepipe.agent.precision import Tally
 from edgepipe.schema import Artifact, RunOptions
 
 FORMATS: Tuple[str, ...] = ("openvino",)
@@ -36,6 +36,7 @@ _NO_ARITHMETIC = {
     "Reshape",
     "FakeQuantize",
 }
+_LAYERS = {"Convolution", "Deconvolution", "DeformableConvolution", "FullyConnected", "MatMul"}
 
 
 def arithmetic(machine: str, isa: List[str], package: str) -> Arithmetic:  # noqa: ARG001 - as all runtimes
@@ -97,16 +98,17 @@ class OpenvinoSession:
         infer = self._request.infer
         return lambda: infer(share_outputs=True)
 
-    def executed(self) -> Dict[str, str]:
+    def executed(self) -> Dict[str, Any]:
         """Precision of each node of the compiled graph, as the plug-in itself notes it."""
-        counts: Dict[str, int] = {}
+        tally = Tally()
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
-            if str(_fact(facts, "layerType")) in _NO_ARITHMETIC:
+            kind = str(_fact(facts, "layerType"))
+            if kind in _NO_ARITHMETIC:
                 continue
-            name = _NAMES.get(str(_fact(facts, "runtimePrecision")).lower(), "")
-            counts[name] = counts.get(name, 0) + (name != "")
-        return {"precision": describe(counts), "provider": _DEVICE}
+            precision = _NAMES.get(str(_fact(facts, "runtimePrecision")).lower(), "")
+            tally.add(precision, _DEVICE, layer=kind in _LAYERS)
+        return tally.executed(_DEVICE)
 
     def close(self) -> None:
         """Drop the compiled model."""

@@ -6,7 +6,7 @@ import importlib
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
-from edgepipe.agent.precision import describe
+from edgepipe.agent.precision import Tally, replaced, unknown
 from edgepipe.schema import Artifact, RunOptions
 
 FORMATS: Tuple[str, ...] = ("tflite",)
@@ -25,6 +25,17 @@ CRASHES: Tuple[Crash, ...] = (
 
 _MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
 _CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
+_LAYERS = {
+    "CONV_2D",
+    "DEPTHWISE_CONV_2D",
+    "TRANSPOSE_CONV",
+    "CONV_3D",
+    "CONV_3D_TRANSPOSE",
+    "FULLY_CONNECTED",
+    "BATCH_MATMUL",
+    "LSTM",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM",
+}
 _QUANTISED = {"int4", "int8", "uint8", "int16"}
 
 
@@ -128,21 +139,23 @@ class TfliteSession:
         invoke: Callable[[], object] = self._interpreter.invoke
         return invoke
 
-    def executed(self) -> Dict[str, str]:
-        """Precision by the tensors each operator reads and writes; whether the XNNPACK delegate took part."""
+    def executed(self) -> Dict[str, Any]:
+        """Precision by the tensors each operator reads and writes; which operators the XNNPACK delegate took."""
         try:
-            operators = self._interpreter._get_ops_details()
+            rows = self._interpreter._get_ops_details()
             kinds = {one["index"]: one["dtype"].__name__ for one in self._interpreter.get_tensor_details()}
         except (AttributeError, ValueError, RuntimeError):
-            return {"precision": "unknown", "provider": "unknown"}
-        counts: Dict[str, int] = {}
-        for operator in operators:
-            name = _precision(operator, kinds)
-            counts[name] = counts.get(name, 0) + (name != "")
-        delegates = sum(operator["op_name"] == "DELEGATE" for operator in operators)
+            return unknown()
+        delegates = [row for row in rows if row["op_name"] == "DELEGATE"]
+        operators = [row for row in rows if row["op_name"] != "DELEGATE"]
+        taken = replaced(delegates, operators)
         own = "built-in kernels" if self._optimize else "reference kernels"
-        provider = f"XNNPACK ({delegates} partition{'s' * (delegates > 1)})" if delegates else own
-        return {"precision": describe(counts), "provider": provider}
+        tally = Tally()
+        for place, operator in enumerate(operators):
+            provider = "XNNPACK" if place in taken else own
+            tally.add(_precision(operator, kinds), provider, layer=operator["op_name"] in _LAYERS)
+        count = len(delegates)
+        return tally.executed(f"XNNPACK ({count} partition{'s' * (count > 1)})" if count else own)
 
     def close(self) -> None:
         """Drop the interpreter."""
@@ -197,8 +210,8 @@ def _dequantised(output: Any, detail: Dict[str, Any]) -> Any:
 
 
 def _precision(operator: Dict[str, Any], kinds: Dict[int, str]) -> str:
-    """The precision an operator works in; empty for delegates, conversions and integer bookkeeping."""
-    if operator["op_name"] == "DELEGATE" or operator["op_name"] in _CONVERSIONS:
+    """The precision an operator works in; empty for conversions and integer bookkeeping."""
+    if operator["op_name"] in _CONVERSIONS:
         return ""
     read = {kinds.get(int(index), "") for index in operator["inputs"]}
     written = {kinds.get(int(index), "") for index in operator["outputs"]}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.codec import to_dict
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats.openvino import preflight
 from edgepipe.schema import TensorSpec
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def convert(
         shutil.copyfile(source, target)
         shutil.copyfile(Path(source).with_suffix(".bin"), Path(target).with_suffix(".bin"))
     else:
-        model = openvino.convert_model(source)
+        model = preflight.converted(source)
         if batch > 0:
             _fix_batch(model, batch)
         openvino.save_model(model, target, compress_to_fp16=False)

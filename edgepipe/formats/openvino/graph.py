@@ -125,8 +125,16 @@ def unquantised(output: Any) -> tuple[str, int]:
     return output.get_node().get_friendly_name(), output.get_index()
 
 
-def bare(model: Any, watched: Iterable[tuple[str, int]]) -> Any:
-    """A copy without any quantiser, whose outputs are those of ``model``, then the ``watched`` (see `unquantised`)."""
+Reduce = tuple[str, tuple[int, ...]]
+"""What an output is reduced by: "min", "max" or "mean", and over which axes."""
+
+
+def bare(model: Any, watched: Iterable[tuple[tuple[str, int], Reduce | None]]) -> Any:
+    """A copy without any quantiser, whose outputs are those of ``model``, then the ``watched`` (see `unquantised`).
+
+    What is wanted reduced is reduced inside the graph, with the axes kept: less leaves it, and less is in memory.
+    """
+    import numpy as np
     import openvino
     from openvino import opset13
 
@@ -136,8 +144,20 @@ def bare(model: Any, watched: Iterable[tuple[str, int]]) -> Any:
         if op.get_type_name() == QUANTISER:
             for target in op.output(0).get_target_inputs():
                 target.replace_source_output(op.input_value(0))
-    extra = [opset13.result(nodes[name].output(index)) for name, index in watched]
+    extra = []
+    for (name, index), reduce in watched:
+        output = nodes[name].output(index)
+        if reduce and reduce[1]:
+            output = getattr(opset13, f"reduce_{reduce[0]}")(output, np.array(reduce[1]), keep_dims=True).output(0)
+        extra.append(opset13.result(output))
     return openvino.Model([*copy.get_results(), *extra], copy.get_parameters())
+
+
+def size(model: Any) -> int:
+    """Bytes of all that the operations of a graph give, but for constants and what has open sizes."""
+    ports = [port for op in model.get_ops() if op.get_type_name() != "Constant" for port in op.outputs()]
+    shapes = [(port.get_partial_shape(), port.get_element_type().size) for port in ports]
+    return sum(math.prod(shape.to_shape()) * each for shape, each in shapes if shape.is_static)
 
 
 def has_attention(model: Any) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Feed = list[Any]  # one batch: an array for each input of the model
 _LAST = 255  # number of the last of 256 levels
 _BATCH = 8
-_MEMORY = 64 << 20  # of all tensors watched for one batch
+_MEMORY = 128 << 20  # of all tensors of one run
 _SAME = 1e-3  # how close the answers of one sample and of a batch must be, as a share of the largest
 
 
@@ -188,11 +188,13 @@ def watch(model: Any, quantisers: list[Any], corrections: list[Correction], feed
     for group in graph.groups(quantisers):
         ranges |= dict.fromkeys(group, Collector(group[0].partition("/fq_")[0], rule))
     means = [Mean(item.axes) for item in corrections]
-    takers: dict[tuple[str, int], list[Any]] = {}
+    takers: dict[tuple[tuple[str, int], graph.Reduce | None], list[Any]] = {}
     for op in quantisers:
-        takers.setdefault(graph.unquantised(op.input_value(0)), []).append(ranges[op.get_friendly_name()])
+        port = op.input_value(0)
+        for reduce in _extremes(port) if rule.method == "minmax" else [None]:
+            takers.setdefault((graph.unquantised(port), reduce), []).append(ranges[op.get_friendly_name()])
     for item, mean in zip(corrections, means, strict=True):
-        takers.setdefault(item.source, []).append(mean)
+        takers.setdefault((item.source, ("mean", item.axes[1:])), []).append(mean)  # by sample
     own = len(model.outputs)
     for outputs in _run(graph.bare(model, takers), feeds):
         for values, found in zip(outputs[own:], takers.values(), strict=True):
@@ -201,23 +203,40 @@ def watch(model: Any, quantisers: list[Any], corrections: list[Correction], feed
     return Seen(ranges, means)
 
 
+def _extremes(port: Any) -> list[graph.Reduce | None]:
+    """What shows the extremes of a tensor, sample by sample; and the mean, through which NaN is sure to pass."""
+    rank = port.get_partial_shape().rank
+    if rank.is_dynamic or rank.get_length() < 2:  # noqa: PLR2004
+        return [None]
+    axes = tuple(range(1, rank.get_length()))
+    return [("min", axes), ("max", axes), ("mean", axes)]
+
+
 def _run(model: Any, feeds: list[Feed]) -> Iterator[list[Any]]:
     """All outputs for each feed; many feeds at once where the model gives the same answers then."""
+    request = _request(model)
+    single = len(feeds[0][0])
+    times = min(_BATCH // single, _MEMORY // max(graph.size(model), 1), len(feeds))
+    if times > 1:
+        first = _infer(request, feeds[0])[0].copy()
+        del request  # one compiled model at a time: each has memory of its own for all tensors
+        whole = len(feeds) // times * times
+        batched = _batched(model, times * single)
+        if batched and _agree(first, _infer(batched, _joined(feeds[:times]))[0]):
+            yield from (_infer(batched, _joined(feeds[at : at + times])) for at in range(0, whole, times))
+            feeds = feeds[whole:]
+        del batched
+        if not feeds:
+            return
+        request = _request(model)
+    yield from (_infer(request, feed) for feed in feeds)
+
+
+def _joined(feeds: list[Feed]) -> Feed:
+    """Several feeds as one."""
     import numpy as np
 
-    request = _request(model)
-    first = _infer(request, feeds[0])
-    single = len(feeds[0][0])
-    size = sum(value.nbytes for value in first) // single
-    times = min(_BATCH // single, max(1, _MEMORY // max(size, 1)) // single, len(feeds))
-    batched = _batched(model, times * single) if times > 1 else None
-    if batched:
-        whole = len(feeds) // times * times
-        large = _cut([np.concatenate(column) for column in zip(*feeds[:whole], strict=True)], times * single)
-        if _agree(first[0], _infer(batched, large[0])[0]):
-            yield from (_infer(batched, feed) for feed in large)
-            feeds = feeds[whole:]
-    yield from (_infer(request, feed) for feed in feeds)
+    return [np.concatenate(column) for column in zip(*feeds, strict=True)]
 
 
 def _request(model: Any) -> Any:

@@ -26,6 +26,7 @@ def quantize(job):
         data = data.transpose(0, 2, 3, 1)
     np.savez(given, **{source.inputs[0].name: data})
     params = {**module.DEFAULTS["int8"], "samples": len(data)}
+    del data  # the converter reads the file
     output = module.quantize(source, "int8", params, given, folder, ExportOptions(), call)
     return folder / output.files[0]
 
