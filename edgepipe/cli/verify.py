@@ -43,7 +43,6 @@ def command(
     from edgepipe.errors import UsageError
     from edgepipe.matrix import Request as Matrix
 
-    limit = options.fraction(max_drop, "--max-drop")
     if bool(file) == matrix:
         fix = "edgepipe verify FILE --against MODEL, or edgepipe verify --matrix --against MODEL"
         raise UsageError("give a FILE, or --matrix", "edgepipe verify", fix)
@@ -57,6 +56,10 @@ def command(
         return
     if target or host:
         raise UsageError("verify runs on this host", "--target", "add --layers, or deploy: it verifies on the board")
+    _outputs(file, against, options.fraction(max_drop, "--max-drop"), evaluation, as_json=json, quiet=quiet)
+
+
+def _outputs(file: str, against: str, limit: float | None, evaluation: str, *, as_json: bool, quiet: bool) -> None:
     from edgepipe import convert
     from edgepipe.report import tables
 
@@ -64,7 +67,7 @@ def command(
         result = convert.verify_file(file, against, limit, evaluation, progress)
     if not quiet:
         tables.show_exports([result], console.stderr())
-    if json:
+    if as_json:
         options.emit({"schema": "edgepipe.verify/1", "model": result.model, **result.row()})
 
 
