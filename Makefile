@@ -32,7 +32,7 @@ bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=star
 	@scripts/ensure-sshd
 	$(BIN)/python -m tests.bench $(PART)
 
-guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often
+guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often, WRITE=1 updates docs
 	@scripts/ensure-sshd || true
 	$(BIN)/python -m tests.guarantees
 

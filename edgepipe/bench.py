@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import cache, measurement, metering, paths, plugins
+from edgepipe import cache, journal, measurement, metering, paths, plugins
 from edgepipe.agent.power import ON_HOST
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import portable
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, GateError, LinkError, UsageError
+from edgepipe.record import ModelFacts, Report
 from edgepipe.schema import Artifact, Board, Manifest, Measurement, Plan, RawRun, RunOptions
 
 if TYPE_CHECKING:
@@ -72,11 +74,18 @@ def blob(arrays: dict[str, Any]) -> tuple[bytes, str]:
 
 
 def measure(
-    client: BoardClient, manifest: Manifest, how: Plan, options: RunOptions, inputs: str | None, progress: Progress
+    client: BoardClient,
+    manifest: Manifest,
+    how: Plan,
+    options: RunOptions,
+    inputs: str | None,
+    progress: Progress,
+    run: str = "",
 ) -> Measurement:
     """Time a pushed release on the board, active or not.
 
-    A fault of the runtime is a result: it comes back as a failed measurement with its reason.
+    A fault of the runtime is a result: it comes back as a failed measurement with its reason. A ``run`` with a name
+    waits on the board, too, until it is told to forget it.
 
     Raises:
         LinkError, BusyError: nothing was measured, and the board may be asked again.
@@ -84,7 +93,7 @@ def measure(
     title = f"measure {manifest.name} ({how.profile}, {options.threads} threads)".replace("1 threads", "1 thread")
     try:
         with progress.task(title, "s") as task:
-            raw = _timed(client, manifest, how, options, inputs, task.update)
+            raw = _timed(client, manifest, how, options, inputs, task.update, run)
     except LinkError:
         raise
     except DeadlineError as error:
@@ -96,16 +105,22 @@ def measure(
 
 
 def _timed(
-    client: BoardClient, manifest: Manifest, how: Plan, options: RunOptions, inputs: str | None, update: OnProgress
+    client: BoardClient,
+    manifest: Manifest,
+    how: Plan,
+    options: RunOptions,
+    inputs: str | None,
+    update: OnProgress,
+    run: str = "",
 ) -> RawRun:
     """Time a release while its power is read, by the board itself or by this host."""
     meter = client.target.meter
     if not meter.on_host:
-        return client.bench(manifest, how, options, inputs, update, meter.name, meter.rail)
+        return client.bench(manifest, how, options, inputs, update, meter.name, meter.rail, run)
     with metering.Watch(meter) as watch:
         before = metering.offset(client.clock)
         plan = how if watch.reads else replace(how, idle_seconds=0.0)
-        raw = client.bench(manifest, plan, options, inputs, update, ON_HOST)
+        raw = client.bench(manifest, plan, options, inputs, update, ON_HOST, "", run)
         try:
             after = metering.offset(client.clock)
         except LinkError:  # what was measured is whole; the clocks were held against each other once
@@ -192,6 +207,30 @@ def versions() -> dict[str, str | None]:
     found = cache.versions(tuple(names.values()))
     own = {"edgepipe": __version__, "python": platform.python_version()}
     return {**own, **{key: found[package] for key, package in names.items()}}
+
+
+def blank_report(facts: ModelFacts, artifact: Artifact, seen: Board, target: str, manifest: Manifest) -> Report:
+    """The report of a run that is still to come, with the id it will have."""
+    return Report(
+        id=journal.new_id(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        model=facts,
+        recipe=artifact.recipe,
+        steps=[],
+        artifact=artifact,
+        accuracy=None,
+        parity=[],
+        board=describe(seen, target, manifest.runtime),
+        release=None,
+        measurement=None,
+        versions=versions(),
+    )
+
+
+def facts_of(artifact: Artifact) -> ModelFacts:
+    """What can be said of the model where only its file is known."""
+    reason = "only the file is known, not the model it came from"
+    return ModelFacts(artifact.model or Path(artifact.path).stem, "", artifact.parent_sha256, None, None, reason)
 
 
 def owner() -> str:

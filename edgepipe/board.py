@@ -1,20 +1,20 @@
 """A board, as the host works with it: the agent's verbs as typed methods, each with a deadline and a checked reply."""
 
-# ruff: noqa: UP045 - the codec reads Optional, as it does on the board's Python 3.8
-
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import io
+import json
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
-from edgepipe import plugins
+from edgepipe import plugins, signing
 from edgepipe.agent.health import Health
+from edgepipe.agent.spool import Run
+from edgepipe.answers import Clock, Forgotten, Freed, Hello, Pinned, Site, Status, Times, Verified
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import EdgepipeError, IntegrityError, LinkError
 from edgepipe.link import Channel, Link, _protocol
@@ -22,121 +22,27 @@ from edgepipe.link._bootstrap import start_agent
 from edgepipe.link._protocol import OnProgress
 from edgepipe.link._push import Source, push
 from edgepipe.progress import Progress
-from edgepipe.schema import Board, Executed, FileRef, Manifest, Plan, RawRun, Release, RunOptions
+from edgepipe.schema import FileRef, Manifest, Plan, RawRun, Release, RunOptions, digest
 from edgepipe.targets import Target
 
 T = TypeVar("T")
 PROTOCOL = 1
 _MAX_BLOB = 1 << 30
+_MAX_RUN = 64 << 20
 
 
-@dataclass(frozen=True)
-class Times:
-    """Deadlines in seconds: to start the agent, for a quick verb, without a sign of life while pushing, for real work.
-
-    ``margin`` is added where a verb has a deadline of its own on the board, which should strike first.
-    """
-
-    start: float = 60.0
-    quick: float = 30.0
-    stall: float = 60.0
-    work: float = 600.0
-    margin: float = 60.0
-
-
-@dataclass(frozen=True)
-class Hello:
-    """What the agent says of itself and its board. Sizes in bytes."""
-
-    protocol: int
-    agent: str
-    root: str
-    board: Board
-    free_bytes: int
-    current: Optional[str] = None
-    previous: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class Held:
-    """A release the board holds."""
-
-    id: str
-    name: str = ""
-    format: str = ""
-    recipe: str = ""
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Lock:
-    """Who holds the board, since when (seconds since 1970 by the board's clock)."""
-
-    owner: str = ""
-    since: Optional[float] = None
-    pid: Optional[int] = None
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the board holds. ``have`` maps a sha256 asked about to the bytes of it that are there already."""
-
-    current: Optional[str]
-    previous: Optional[str]
-    activated_at: Optional[float]
-    releases: list[Held]
-    free_bytes: int
-    used_bytes: int
-    lock: Optional[Lock] = None
-    have: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What a release answered on the board: ``outputs`` is the sha256 of an npz blob, to be had by `arrays`."""
-
-    outputs: str
-    samples: int
-    seconds: float
-    precision_executed: str
-    provider: str
-    runtime_version: str
-    executed: Executed = field(default_factory=Executed)
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The board's monotonic clock, in s."""
-
-    monotonic: float
-
-
-@dataclass(frozen=True)
-class Freed:
-    """What a collection removed."""
-
-    freed_bytes: int
-    releases: list[str]
-    blobs: int
-
-
-@dataclass(frozen=True)
-class Site:
-    """A runtime's folder on the board, made of pushed files; ``changed`` is false where it was there already."""
-
-    files: int
-    bytes: int
-    changed: bool
-
-
-def connect(target: Target, owner: str, progress: Progress, times: Times | None = None) -> BoardClient:
+def connect(
+    target: Target, owner: str, progress: Progress, times: Times | None = None, wait: float = 0.0
+) -> BoardClient:
     """Open the link, start the agent (sent first if the board lacks it) and greet it.
+
+    ``wait`` is how many seconds to wait where somebody else holds the board.
 
     Raises:
         UsageError: a target without an address. HostKeyError, LinkError, DeadlineError: no connection.
         BoardError: no Python there, or no room for the agent.
     """
-    client = BoardClient(target, owner, progress, times or Times())
+    client = BoardClient(target, owner, progress, times or Times(), wait)
     try:
         client.reconnect()
     except BaseException:
@@ -148,14 +54,17 @@ def connect(target: Target, owner: str, progress: Progress, times: Times | None 
 class BoardClient:
     """One agent on one board. A context manager; after an error of the link it can `reconnect`."""
 
-    def __init__(self, target: Target, owner: str, progress: Progress, times: Times) -> None:
+    def __init__(self, target: Target, owner: str, progress: Progress, times: Times, wait: float = 0.0) -> None:
         self.target = target
         self.times = times
-        self._owner = owner
+        self.rate_limit = 0.0  # bytes per second that a push may send; 0 is no limit
+        self.bytes_wire = 0  # of blobs, as they were sent: packed where that is quicker
+        self._owner, self._wait = owner, wait
         self._progress = progress
         self._link: Link | None = None
         self._channel: Channel | None = None
         self._facts: Hello | None = None
+        self._signer = signing.Signer(target.name, progress)
 
     def __enter__(self) -> BoardClient:
         return self
@@ -184,7 +93,7 @@ class BoardClient:
         self._facts = self._greet(sha256)
 
     def _greet(self, sha256: str) -> Hello:
-        facts = self._ask("hello", {"owner": self._owner}, Hello, self.times.quick)
+        facts = self._ask("hello", {"owner": self._owner, "wait": self._wait}, Hello, self.times.quick)
         if facts.protocol != PROTOCOL or facts.agent not in ("", sha256):
             self.close()
             raise IntegrityError("another agent than the one started answers", self.where, "try again")
@@ -265,12 +174,16 @@ class BoardClient:
             "threads": options.threads,
             "optimize": options.optimize,
             "deadline_seconds": seconds,
+            "signed": self._sign("release", digest(manifest)),
         }
         return self._ask("verify", args, Verified, seconds + self.times.margin, on_progress)
 
     def activate(self, manifest: Manifest, on_progress: OnProgress | None = None) -> Release:
         """Make a pushed release the active one, after the board has hashed it and run its self-test."""
-        return self._ask("activate", {"manifest": to_dict(manifest)}, Release, self.times.work, on_progress)
+        args = {"manifest": to_dict(manifest), "signed": self._sign("release", digest(manifest))}
+        release = self._ask("activate", args, Release, self.times.work, on_progress)
+        self._acted_upon(args["signed"])
+        return release
 
     def bench(
         self,
@@ -281,20 +194,34 @@ class BoardClient:
         on_progress: OnProgress | None = None,
         meter: str = "",
         rail: str = "",
+        run: str = "",
     ) -> RawRun:
         """Time a release: one just pushed (its manifest), one the board holds (its id), or the active one (None).
 
         ``meter`` is the meter the board reads meanwhile, the best it has if empty; see the agent's `power.ON_HOST`.
+        A ``run`` with a name waits on the board until `forget`.
         """
         args: dict[str, Any] = {"plan": to_dict(plan), "options": to_dict(options), "inputs": inputs}
-        args |= {"meter": meter, "rail": rail}
+        args |= {"meter": meter, "rail": rail, "run": run}
         if isinstance(manifest, Manifest):
-            args["manifest"] = to_dict(manifest)
+            args |= {"manifest": to_dict(manifest), "signed": self._sign("release", digest(manifest))}
         else:
             args["release"] = manifest
         deadline = plan.deadline_seconds + plan.idle_seconds + self.times.margin
         result, _ = self._exchange("bench", args, deadline, limit=_protocol.LONG_LINE, on_event=on_progress)
         return self._read(RawRun, result)
+
+    def run(self, name: str) -> Run:
+        """Fetch a measured run that waits on the board."""
+        _, data = self._exchange("run", {"run": name}, self.times.work, payload=_MAX_RUN)
+        try:
+            return from_dict(Run, json.loads(data))
+        except (ValueError, RecursionError):
+            raise IntegrityError("a run kept on the board is damaged", f"{self.where}, run {name}") from None
+
+    def forget(self, runs: list[str]) -> int:
+        """Tell the board that these runs are safe here; returns how many of them it still had."""
+        return self._ask("forget", {"runs": runs}, Forgotten, self.times.quick).forgotten
 
     def clock(self) -> float:
         """Ask for the board's monotonic clock, in s."""
@@ -314,8 +241,37 @@ class BoardClient:
 
     def site(self, runtime: str, files: list[FileRef], note: str = "", dry_run: bool = False) -> Site:
         """Make a runtime's folder out of pushed files, in place of the one before; or only say if it would change."""
-        args = {"runtime": runtime, "files": [to_dict(file) for file in files], "note": note, "dry_run": dry_run}
-        return self._ask("site", args, Site, self.times.work)
+        args: dict[str, Any] = {"runtime": runtime, "files": [to_dict(file) for file in files], "note": note}
+        signed = None if dry_run else self._sign("site", digest(args))
+        site = self._ask("site", {**args, "dry_run": dry_run, "signed": signed}, Site, self.times.work)
+        self._acted_upon(signed)
+        return site
+
+    def signers(self, allowed: str) -> Hello:
+        """Pin the text of an allowed-signers file on the board, under this target's name; empty takes it off.
+
+        Raises:
+            IntegrityError: not such a file, or others are pinned already and did not sign this.
+            BoardError: the board has no ssh-keygen.
+        """
+        args: dict[str, Any] = {"target": self.target.name, "signers": allowed}
+        args["signed"] = self._sign("signers", digest(args))
+        self._ask("signers", args, Pinned, self.times.work)
+        return self.refresh()
+
+    def _sign(self, verb: str, subject: str) -> dict[str, Any] | None:
+        """A signed order for a board that asks for one, None for others."""
+        trust = self.hello().trust
+        if trust is None:
+            return None
+        return to_dict(self._signer.order(verb, subject, trust.counter))  # type: ignore[no-any-return]
+
+    def _acted_upon(self, signed: dict[str, Any] | None) -> None:
+        """The board's counter has moved up to this order's."""
+        facts = self.hello()
+        if signed and facts.trust:
+            counter = max(facts.trust.counter, signed["statement"]["counter"])
+            self._facts = dataclasses.replace(facts, trust=dataclasses.replace(facts.trust, counter=counter))
 
     def channel(self) -> Channel:
         """The open channel, for the modules that speak the protocol themselves.
@@ -343,7 +299,7 @@ class BoardClient:
         payload: int = 0,
         on_event: OnProgress | None = None,
     ) -> tuple[dict[str, Any], bytes]:
-        until = time.monotonic() + deadline
+        until = time.monotonic() + deadline + self._wait
         return self.guarded(lambda channel: self._talk(channel, verb, args, until, limit, payload, on_event))
 
     def _talk(

@@ -6,7 +6,6 @@ Ctrl-C at any moment leaves the board on its old release (docs/adr/0004).
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from edgepipe import (
     executed,
     export,
     honesty,
-    journal,
+    leftovers,
     model,
     preflight,
     recipe,
@@ -31,7 +30,7 @@ from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
 from edgepipe.journal import Journal
-from edgepipe.record import ModelFacts, Report
+from edgepipe.record import Report
 from edgepipe.schema import Artifact, Board, Manifest, Plan, RunOptions
 
 if TYPE_CHECKING:
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
     from edgepipe.progress import Progress
     from edgepipe.targets import Target
     from edgepipe.verify import Ladder
+
+
+UNSIGNED = "anyone who can log in there can replace it (edgepipe targets signers {} --key FILE)"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Request:
     input_shape: list[int] | None = None
     synthetic: bool = False
     activate: bool = True
+    wait: float = 0.0
+    rate_limit: float = 0.0
     allow_fallback: bool = False
 
 
@@ -83,6 +87,7 @@ class _Candidate:
     report: Report
     ladder: Ladder | None = None
     bytes_sent: int = 0
+    bytes_wire: int = 0
     inputs: str | None = None
     export: Export | None = None
 
@@ -98,8 +103,10 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     source = model.load(request.model, input_shape=request.input_shape)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
-    with board.connect(target, bench.owner(), progress) as client:
+    with board.connect(target, bench.owner(), progress, wait=request.wait) as client:
+        client.rate_limit = request.rate_limit
         facts = client.hello().board
+        leftovers.collect(client, progress)
         bench.check_runtimes(facts, list(request.formats), request.target)
         progress.note(f"{target.name}: {facts.model or facts.cpu}, {facts.os}, Python {facts.python}")
         candidates: list[_Candidate] = []
@@ -151,6 +158,7 @@ def bench_only(
     options: RunOptions,
     limit: bench.LatencyGate | None,
     progress: Progress,
+    wait: float = 0.0,
     *,
     allow_fallback: bool = False,
 ) -> Outcome:
@@ -163,8 +171,9 @@ def bench_only(
     request = Request(
         subject, target_name, host, plan=how, options=options, max_latency=limit, allow_fallback=allow_fallback
     )
-    with board.connect(target, bench.owner(), progress) as client:
+    with board.connect(target, bench.owner(), progress, wait=wait) as client:
         facts = client.hello().board
+        leftovers.collect(client, progress)
         if Path(subject).exists():
             artifact = convert.artifact_of(subject)
             manifest = bench.manifest_of(artifact)
@@ -172,7 +181,7 @@ def bench_only(
             manifest = client.manifest(None if subject == "current" else subject)
             artifact = manifest.artifact
         bench.check_runtimes(facts, [artifact.format], target_name)
-        report = _report(_facts_of(artifact), artifact, facts, target_name, manifest)
+        report = bench.blank_report(bench.facts_of(artifact), artifact, facts, target_name, manifest)
         candidate = _Candidate(artifact, manifest, report)
         try:
             if Path(subject).exists():
@@ -198,7 +207,7 @@ def _prepare(
     for caution in preflight.check(made.artifact, facts, f"{source.name} {request.recipe} on {target.name}"):
         progress.note(caution)
     manifest = bench.manifest_of(made.artifact)
-    report = _report(source.facts, made.artifact, facts, request.target, manifest)
+    report = bench.blank_report(source.facts, made.artifact, facts, request.target, manifest)
     report = replace(report, recipe=request.recipe, steps=made.made.steps)
     if made.ladder:
         report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
@@ -235,11 +244,14 @@ def _push_and_verify(
 
     ``samples`` is the dataset as a blob with its sha256, packed once for all candidates.
     """
+    before = client.bytes_wire
     if dataset is None or samples is None or candidate.ladder is None:
         candidate.bytes_sent = client.push(bench.files_of(candidate.artifact))
+        candidate.bytes_wire = client.bytes_wire - before
         return
     content, candidate.inputs = samples
     candidate.bytes_sent = client.push([*bench.files_of(candidate.artifact), (content, candidate.inputs)])
+    candidate.bytes_wire = client.bytes_wire - before
     name = candidate.manifest.name
     with progress.task(f"verify {name} on the board, {len(dataset.inputs)} samples", "s") as task:
         answer = client.verify(candidate.manifest, candidate.inputs, request.options, task.update)
@@ -251,12 +263,15 @@ def _push_and_verify(
 
 def _measure(candidate: _Candidate, request: Request, client: BoardClient, progress: Progress) -> None:
     """Time the staged release; keep the record at once, whatever becomes of the rest."""
-    result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress)
+    name = candidate.report.id
+    result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress, name)
     path = Path(candidate.artifact.path)
     if path.is_absolute() and path.is_file():  # a release that only the board holds has no file here
         result = executed.judged(result, candidate.artifact)
     candidate.report = replace(candidate.report, measurement=result)
     _keep(candidate)
+    # Only now is it safe here, and the board may forget it.
+    client.forget([name])
     if candidate.export and candidate.export.plain and result.latency_ms:
         weighed = honesty.weighed(candidate.export, client, request.options, candidate.inputs, progress)
         candidate.report = replace(candidate.report, pruning=weighed.payoff)
@@ -274,33 +289,13 @@ def _measure(candidate: _Candidate, request: Request, client: BoardClient, progr
 def _activate(candidate: _Candidate, client: BoardClient, progress: Progress) -> None:
     """Move the board's `current` link to the release, and complete the record."""
     release = client.activate(candidate.manifest)
-    candidate.report = replace(candidate.report, release=replace(release, bytes_sent=candidate.bytes_sent))
+    sent, wire = candidate.bytes_sent, candidate.bytes_wire
+    candidate.report = replace(candidate.report, release=replace(release, bytes_sent=sent, bytes_wire=wire))
     _keep(candidate)
     word = "active" if release.changed else "was active already"
-    progress.note(f"{candidate.manifest.name}: {word} as {release.id}")
+    signed = f"signed by {release.signer}" if release.signer else f"NOT SIGNED; {UNSIGNED.format(client.target.name)}"
+    progress.note(f"{candidate.manifest.name}: {word} as {release.id}, {signed}")
 
 
 def _keep(candidate: _Candidate) -> None:
     Journal().append_report(candidate.report)
-
-
-def _report(facts: ModelFacts, artifact: Artifact, seen: Board, target: str, manifest: Manifest) -> Report:
-    return Report(
-        id=journal.new_id(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        model=facts,
-        recipe=artifact.recipe,
-        steps=[],
-        artifact=artifact,
-        accuracy=None,
-        parity=[],
-        board=bench.describe(seen, target, manifest.runtime),
-        release=None,
-        measurement=None,
-        versions=bench.versions(),
-    )
-
-
-def _facts_of(artifact: Artifact) -> ModelFacts:
-    reason = "only the file is known, not the model it came from"
-    return ModelFacts(artifact.model or Path(artifact.path).stem, "", artifact.parent_sha256, None, None, reason)

@@ -17,6 +17,11 @@ SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
 
 
+def digest(value: Any) -> str:
+    """The sha256 in hex of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output. ``shape`` includes the batch; -1 is a dynamic dimension."""
@@ -134,19 +139,25 @@ class Manifest:
     @property
     def id(self) -> str:
         """The first 32 hex digits of the sha256 of the canonical JSON."""
-        return hashlib.sha256(canonical(self)).hexdigest()[:32]
+        return digest(self)[:32]
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release as a board holds it. ``activated_at`` is the board's clock, seconds since 1970."""
+    """A release as a board holds it. ``activated_at`` is the board's clock, seconds since 1970.
+
+    ``bytes_sent`` is what the board took, ``bytes_wire`` what that was on the way, packed, without the protocol's own.
+    ``signer`` is the principal whose signature the board checked; empty where the board has no signers pinned.
+    """
 
     id: str
     previous: Optional[str] = None
     activated_at: Optional[float] = None
     bytes_sent: int = 0
+    bytes_wire: Optional[int] = None
     seconds: float = 0.0
     changed: bool = True
+    signer: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from edgepipe.schema import Artifact, Caution, Executed, Manifest, Plan, Process
 MOST_SAMPLES = 2_000_000
 # Part of the deadline a child may sample for; the rest is for loading, describing and leaving.
 _SAMPLING_SHARE = 0.9
+_CUT_SHORT = Caution("BoardError", "the run ended early: the board, its agent or the link to the host failed")
 
 
 class Jobs:
@@ -81,11 +82,18 @@ class Jobs:
             )
 
     def bench(
-        self, manifest: Manifest, plan: Plan, options: RunOptions, inputs: Optional[str], watch: power.Watch
+        self,
+        manifest: Manifest,
+        plan: Plan,
+        options: RunOptions,
+        inputs: Optional[str],
+        watch: power.Watch,
+        keep: Callable[[RawRun], None] = lambda _: None,
     ) -> RawRun:
         """Measure a staged release in several processes, one after the other, while ``watch`` reads a meter.
 
         A process that fails ends the run; what was measured before is kept and the failure stands in ``failures``.
+        ``keep`` is called with the run so far after each process, and with the whole.
 
         Raises:
             EdgepipeError: the very first process failed, so there is nothing to keep.
@@ -101,6 +109,7 @@ class Jobs:
                 left = (end - time.monotonic()) / (max(1, plan.processes) - number)
                 try:
                     done.append(self._bench_once(manifest, share, options, inputs, left, number))
+                    keep(self._raw(manifest, done, list(states), [*failures, _CUT_SHORT], sampler.began))
                 except (BoardError, DeadlineError) as error:
                     if not done:
                         raise
@@ -108,7 +117,9 @@ class Jobs:
                     break
         failures += [_late(number, plan) for number, each in enumerate(done, 1) if each["late"]]
         raw = self._raw(manifest, done, states, failures, sampler.began)
-        return dataclasses.replace(raw, power=watch.power, power_samples=watch.samples(sampler.began), idle=idle)
+        raw = dataclasses.replace(raw, power=watch.power, power_samples=watch.samples(sampler.began), idle=idle)
+        keep(raw)
+        return raw
 
     def _bench_once(
         self, manifest: Manifest, plan: Plan, options: RunOptions, inputs: Optional[str], seconds: float, number: int

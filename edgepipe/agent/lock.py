@@ -7,7 +7,7 @@ import json
 import os
 import time
 from types import TracebackType
-from typing import Any, Dict, Optional, Type
+from typing import Any, Callable, Dict, Optional, Type
 
 from edgepipe.agent.text import clean
 from edgepipe.errors import BusyError
@@ -16,20 +16,26 @@ from edgepipe.errors import BusyError
 _PATIENCE_SECONDS = 0.5
 
 
+Waiting = Callable[[str, float], bool]
+
+
 class Lock:
-    """``with Lock(path, owner):`` holds the board.
+    """``with Lock(path, owner):`` holds the board, after up to ``wait`` seconds.
+
+    ``waiting`` is called twice a second meanwhile, with the holder's name and the seconds so far; false gives up.
 
     Raises:
         BusyError: somebody else holds it; the text names the owner and since when.
     """
 
-    def __init__(self, path: str, owner: str) -> None:
+    def __init__(self, path: str, owner: str, wait: float = 0.0, waiting: Optional[Waiting] = None) -> None:
         self._path, self._owner = path, owner
+        self._wait, self._waiting = max(wait, _PATIENCE_SECONDS), waiting or (lambda *_: True)
         self._handle = -1
 
     def __enter__(self) -> Lock:
         self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        if not _try_for(self._handle, _PATIENCE_SECONDS):
+        if not self._acquire():
             owner = _content(self._handle)
             os.close(self._handle)
             raise _busy(owner, self._path)
@@ -37,6 +43,15 @@ class Lock:
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, content, 0)
         return self
+
+    def _acquire(self) -> bool:
+        """Try until the lock is free, the time is over, or ``waiting`` says that it is in vain."""
+        began = time.monotonic()
+        while not _try_for(self._handle, _PATIENCE_SECONDS):
+            seconds = time.monotonic() - began
+            if seconds >= self._wait or not self._waiting(_content(self._handle)["owner"], seconds):
+                return False
+        return True
 
     def __exit__(self, kind: Optional[Type[BaseException]], error: Any, trace: Optional[TracebackType]) -> None:
         os.ftruncate(self._handle, 0)
@@ -81,5 +96,5 @@ def _busy(owner: Dict[str, Any], path: str) -> BusyError:
     return BusyError(
         f"the board is in use by {owner['owner']} since {since}",
         where=path,
-        fix="wait for it to end, then run this again",
+        fix="run this again when it has ended, or let it wait: --wait 10m",
     )

@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import threading
-from typing import Any, BinaryIO, Dict, Iterator, Optional
+from typing import Any, BinaryIO, Callable, Dict, Iterator, Optional
 
 from edgepipe.agent.disk import board_error
 from edgepipe.agent.jobs import Jobs
@@ -40,7 +40,7 @@ def main(root: str = "~/.edgepipe", sysfs_root: str = "/") -> int:
     os.umask(0o077)
     # Ctrl-C is for the host, which then closes stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = _Channel(stdin, stdout)
+    channel = _Channel(stdin, stdout, gone.is_set)
     store = Store(root)
     jobs = Jobs(Releases(store), gone.is_set, channel.progress, sysfs_root)
     session = Session(store=store, jobs=jobs, agent=_own_hash(), sysfs_root=sysfs_root)
@@ -78,8 +78,8 @@ def _own_hash() -> str:
 class _Channel:
     """Requests in, replies out."""
 
-    def __init__(self, stdin: BinaryIO, stdout: BinaryIO) -> None:
-        self._in, self._out = stdin, stdout
+    def __init__(self, stdin: BinaryIO, stdout: BinaryIO, gone: Callable[[], bool]) -> None:
+        self._in, self._out, self._gone = stdin, stdout, gone
         self._left = 0
 
     def serve_one(self, session: Session) -> bool:
@@ -120,7 +120,7 @@ class _Channel:
         session.store.prepare()
         if not verb.locks:
             return verb.call(session, args)
-        with Lock(session.store.path("lock"), session.owner):
+        with Lock(session.store.path("lock"), session.owner, session.wait, self._waiting):
             session.store.clear_scratch()
             return verb.call(session, args)
 
@@ -157,6 +157,10 @@ class _Channel:
                 raise _BrokenError("stdin ended inside a payload")
             self._left -= len(piece)
             yield piece
+
+    def _waiting(self, owner: str, seconds: float) -> bool:
+        self.progress(f"wait for {owner}", seconds)
+        return not self._gone()
 
     def progress(self, phase: str, seconds: float) -> None:
         """Send a progress event: the phase a child is in and the seconds since it began."""

@@ -5,6 +5,7 @@ root/partial/<sha256>    bytes that arrived so far
 root/spool/<sha256>      results waiting to be fetched
 root/releases/<id>/      manifest.json and hard links to blobs, see releases.py
 root/sites/<runtime>/    a runtime's Python packages as hard links to blobs, see sites.py
+root/runs/<id>.<who>     measured runs that the host has not acknowledged, see spool.py
 root/tmp/                scratch of child processes
 root/current, previous   links to releases
 root/lock                who holds the board
@@ -24,7 +25,7 @@ from edgepipe.schema import NAME, SHA256
 # Kept free when a blob is written, so that manifests, links and logs still fit.
 RESERVE_BYTES = 256 * 1024
 _CHUNK = 1 << 20
-_FOLDERS = ("blobs", "partial", "spool", "releases", "sites", "tmp")
+_FOLDERS = ("blobs", "partial", "spool", "releases", "sites", "runs", "tmp")
 
 
 def sha256_file(path: str) -> str:

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
 
-from edgepipe.agent import health, lock, power, probe, runtimes, sites
+from edgepipe.agent import coding, health, ledger, lock, power, probe, runtimes, sites, spool, trust
 from edgepipe.agent.jobs import Jobs
+from edgepipe.agent.orders import Signed
 from edgepipe.agent.releases import Releases
+from edgepipe.agent.requests import (
+    Activate,
+    Bench,
+    Collect,
+    Forget,
+    Get,
+    Hello,
+    Nothing,
+    Put,
+    Run,
+    Signers,
+    Site,
+    Status,
+    Verify,
+    Which,
+)
 from edgepipe.agent.store import Store
 from edgepipe.agent.text import clean
 from edgepipe.codec import to_dict
 from edgepipe.errors import EdgepipeError, UsageError
-from edgepipe.schema import FileRef, Manifest, Plan, Release, RunOptions
+from edgepipe.schema import RawRun, Release, RunOptions, digest
 
 PROTOCOL = 1
 _SELFTEST_SECONDS = 120.0
@@ -30,6 +49,7 @@ class Session:
     jobs: Jobs
     agent: str = ""
     owner: str = "unknown"
+    wait: float = 0.0
     sysfs_root: str = "/"
     payload: Iterator[bytes] = field(default_factory=lambda: iter(()))
 
@@ -44,103 +64,9 @@ class Answer(NamedTuple):
     file: Optional[str] = None
 
 
-@dataclass(frozen=True)
-class Nothing:
-    """No arguments."""
-
-
-@dataclass(frozen=True)
-class Hello:
-    """Who asks: user@host, shown to others while the lock is held."""
-
-    owner: str
-
-
-@dataclass(frozen=True)
-class Status:
-    """Blobs whose presence is asked for."""
-
-    blobs: List[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Put:
-    """A piece of a blob of ``size`` bytes; the payload starts at ``offset``."""
-
-    sha256: str
-    size: int
-    offset: int = 0
-
-
-@dataclass(frozen=True)
-class Get:
-    """A blob or spooled file."""
-
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Samples (blob of an .npz) to run through a release."""
-
-    manifest: Manifest
-    inputs: str
-    threads: int = 1
-    optimize: bool = True
-    deadline_seconds: float = 600.0
-
-
-@dataclass(frozen=True)
-class Activate:
-    """The release to make current."""
-
-    manifest: Manifest
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What to measure: a manifest, or a release on the board (the current one if neither is given).
-
-    ``meter`` is the board's meter to read (the best there is if empty, or "host": it reads one itself), ``rail`` which
-    of its rails.
-    """
-
-    plan: Plan
-    options: RunOptions
-    manifest: Optional[Manifest] = None
-    release: Optional[str] = None
-    inputs: Optional[str] = None
-    meter: str = ""
-    rail: str = ""
-
-
-@dataclass(frozen=True)
-class Which:
-    """A release on the board; the current one if none is named."""
-
-    release: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Whether results not yet fetched are kept."""
-
-    keep_spool: bool = False
-
-
-@dataclass(frozen=True)
-class Site:
-    """A runtime's packages: files by relative path, each a blob. ``note`` says what they are."""
-
-    runtime: str
-    files: List[FileRef]
-    note: str = ""
-    dry_run: bool = False
-
-
 def hello(session: Session, args: Hello) -> Answer:
     """Facts of the board; quick, since no runtime is imported."""
-    session.owner = clean(args.owner, 128) or "unknown"
+    session.owner, session.wait = clean(args.owner, 128) or "unknown", args.wait
     links = session.releases.links()
     found = {name: sites.path(session.store, name) for name in runtimes.names()}
     board = probe.board({name: path for name, path in found.items() if path}, session.sysfs_root)
@@ -153,8 +79,19 @@ def hello(session: Session, args: Hello) -> Answer:
             "free_bytes": session.store.free_bytes(),
             "current": links.current,
             "previous": links.previous,
+            "trust": _trust(session),
+            "runs": spool.waiting(session.store, session.owner),
+            "codings": coding.known(),
         }
     )
+
+
+def _trust(session: Session) -> Optional[Dict[str, Any]]:
+    """Under which name the board trusts whom, and its counter; null where no signers are pinned."""
+    known = ledger.shown(session.store)
+    if not known.signers:
+        return None
+    return {"target": known.target, "counter": known.counter, "signers": trust.signers_digest(known)}
 
 
 def doctor(session: Session, _args: Nothing) -> Answer:
@@ -171,6 +108,7 @@ def status(session: Session, args: Status) -> Answer:
             "previous": links.previous,
             "activated_at": session.releases.activated_at(),
             "releases": session.releases.all(),
+            "activations": to_dict(ledger.shown(session.store))["activations"],
             "free_bytes": session.store.free_bytes(),
             "used_bytes": session.store.used_bytes(),
             "lock": lock.holder(session.store.path("lock")),
@@ -181,7 +119,8 @@ def status(session: Session, args: Status) -> Answer:
 
 def put(session: Session, args: Put) -> Answer:
     """Append a piece of a blob."""
-    have, complete = session.store.put(args.sha256, args.size, args.offset, session.payload)
+    pieces = coding.unpack(args.coding, session.payload, max(0, args.size - args.offset))
+    have, complete = session.store.put(args.sha256, args.size, args.offset, pieces)
     return Answer({"have": have, "complete": complete})
 
 
@@ -197,6 +136,7 @@ def manifest(session: Session, args: Which) -> Answer:
 
 def verify(session: Session, args: Verify) -> Answer:
     """Run samples on the board."""
+    _check(session, "release", digest(args.manifest), args.signed)
     session.releases.stage(args.manifest)
     options = RunOptions(threads=args.threads, optimize=args.optimize)
     return Answer(session.jobs.infer(args.manifest, args.inputs, options, args.deadline_seconds))
@@ -206,6 +146,7 @@ def activate(session: Session, args: Activate) -> Answer:
     """Stage, hash, self-test, then move the links. What fails leaves the old release active."""
     began = time.monotonic()
     name = args.manifest.id
+    checked = _check(session, "release", digest(args.manifest), args.signed)
     session.releases.verify(args.manifest)
     session.releases.stage(args.manifest)
     changed = name != session.releases.links().current
@@ -216,8 +157,21 @@ def activate(session: Session, args: Activate) -> Answer:
         except EdgepipeError:
             session.releases.discard(name)
             raise
+        _note_activation(session, name, checked)
         session.releases.activate(name)
     return _release(session, changed, began)
+
+
+def _check(session: Session, verb: str, subject: str, signed: Optional[Signed]) -> trust.Checked:
+    return trust.check(session.store, ledger.read(session.store), verb, subject, signed)
+
+
+def _note_activation(session: Session, name: str, checked: trust.Checked) -> None:
+    """Write down who activates what, and the counter, before a link moves."""
+    links = session.releases.links()
+    event = ledger.Activation(by=session.owner, at=round(time.time(), 3), signer=checked.signer)
+    known = replace(checked.ledger, activations={**checked.ledger.activations, name: event})
+    ledger.write(session.store, known, [kept for kept in (name, links.current, links.previous) if kept])
 
 
 def rollback(session: Session, _args: Nothing) -> Answer:
@@ -229,12 +183,14 @@ def rollback(session: Session, _args: Nothing) -> Answer:
 
 def _release(session: Session, changed: bool, began: float) -> Answer:
     links = session.releases.links()
+    event = ledger.shown(session.store).activations.get(links.current or "")
     release = Release(
         id=links.current or "",
         previous=links.previous,
         activated_at=session.releases.activated_at(),
         seconds=round(time.monotonic() - began, 6),
         changed=changed,
+        signer=event.signer if event else "",
     )
     return Answer(to_dict(release))
 
@@ -243,10 +199,35 @@ def bench(session: Session, args: Bench) -> Answer:
     """Measure a release. Given as a manifest it is staged, and the active one stays what it is."""
     if args.manifest and args.release:
         raise UsageError("both a manifest and a release to measure", "bench", "give one of them")
+    if args.manifest:
+        _check(session, "release", digest(args.manifest), args.signed)
     manifest = args.manifest or session.releases.read(args.release)
     session.releases.stage(manifest)
     watch = power.Watch(args.meter, args.rail, session.sysfs_root)
-    return Answer(to_dict(session.jobs.bench(manifest, args.plan, args.options, args.inputs, watch)))
+
+    def keep(raw: RawRun) -> None:
+        # A full disk is no reason to lose a run that can still be sent.
+        if args.run:
+            with contextlib.suppress(OSError):
+                spool.keep(
+                    session.store,
+                    spool.Run(args.run, session.owner, time.time(), manifest, args.plan, args.options, raw),
+                )
+
+    return Answer(to_dict(session.jobs.bench(manifest, args.plan, args.options, args.inputs, watch, keep)))
+
+
+def run(session: Session, args: Run) -> Answer:
+    """Send a measured run that waits here."""
+    path = spool.path(session.store, args.run, session.owner)
+    if not os.path.isfile(path):
+        raise UsageError(f"no run {args.run[:64]!r} waits here", "run", "hello lists those that do")
+    return Answer({}, path)
+
+
+def forget(session: Session, args: Forget) -> Answer:
+    """Remove runs that the host has."""
+    return Answer({"forgotten": spool.forget(session.store, args.runs, session.owner)})
 
 
 def clock(_session: Session, _args: Nothing) -> Answer:
@@ -262,8 +243,23 @@ def collect(session: Session, args: Collect) -> Answer:
 
 def site(session: Session, args: Site) -> Answer:
     """Put a runtime's packages in place, or say whether that would change anything."""
+    what = {"runtime": args.runtime, "files": [to_dict(ref) for ref in args.files], "note": args.note}
+    checked = None if args.dry_run else _check(session, "site", digest(what), args.signed)
     changed = sites.install(session.store, args.runtime, args.files, args.note, args.dry_run)
+    if checked and checked.signer:
+        _keep(session, checked.ledger)
     return Answer({"files": len(args.files), "bytes": sum(ref.bytes for ref in args.files), "changed": changed})
+
+
+def signers(session: Session, args: Signers) -> Answer:
+    """Pin whose signatures the board takes. Once there are any, only an order they signed may change them."""
+    checked = _check(session, "signers", digest({"target": args.target, "signers": args.signers}), args.signed)
+    _keep(session, trust.pinned(session.store, checked.ledger, args.target, args.signers))
+    return Answer({"trust": _trust(session)})
+
+
+def _keep(session: Session, known: ledger.Ledger) -> None:
+    ledger.write(session.store, known, list(known.activations))
 
 
 class Verb(NamedTuple):
@@ -284,8 +280,11 @@ VERBS: Dict[str, Verb] = {
     "verify": Verb(Verify, verify, True),
     "activate": Verb(Activate, activate, True),
     "bench": Verb(Bench, bench, True),
+    "run": Verb(Run, run, False),
+    "forget": Verb(Forget, forget, False),
     "clock": Verb(Nothing, clock, False),
     "rollback": Verb(Nothing, rollback, True),
     "gc": Verb(Collect, collect, True),
     "site": Verb(Site, site, True),
+    "signers": Verb(Signers, signers, True),
 }

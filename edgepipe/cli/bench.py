@@ -21,6 +21,7 @@ def command(
     threads: options.Threads = 1,
     batch: options.Batch = 1,
     profile: options.Profile = "quick",
+    wait: options.Wait = "",
     max_latency: Annotated[str, typer.Option(help="Latency limit, e.g. p90=30ms. Exit 6 beyond it.")] = "",
     allow_fallback: options.AllowFallback = False,
     json: options.Json = False,
@@ -32,8 +33,11 @@ def command(
     from edgepipe.schema import RunOptions
 
     run = RunOptions(threads=threads, batch=batch)
+    span = options.seconds(wait, "--wait")
     with console.open_progress(quiet=quiet) as progress:
         limit = bench.latency_gate(max_latency)
         plan = bench.plan(profile)
-        outcome = verb.bench_only(subject, target, host, plan, run, limit, progress, allow_fallback=allow_fallback)
+        outcome = verb.bench_only(
+            subject, target, host, plan, run, limit, progress, span, allow_fallback=allow_fallback
+        )
     outcomes.show(outcome, as_json=json, quiet=quiet)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgepipe.cli import console, options, outcomes
 from edgepipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgepipe.deploy import Request
 
 
 def command(
@@ -26,25 +29,25 @@ def command(
     dynamic: options.Dynamic = False,
     input_shape: options.InputShape = "",
     synthetic: options.Synthetic = False,
+    wait: options.Wait = "",
+    limit_rate: options.LimitRate = "",
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; touch nothing.")] = False,
     allow_fallback: options.AllowFallback = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Compress, export, verify, push, measure on the board, activate and report, in one go."""
-    from edgepipe import bench, config
-    from edgepipe import deploy as verb
-    from edgepipe.schema import RunOptions
+    from edgepipe import bench, config, deploy, schema
 
     defaults = config.read()
-    request = verb.Request(
+    request = deploy.Request(
         model=_needed(model or defaults.model, "model"),
         target=_needed(target or defaults.target, "target"),
         host=host,
         recipe=recipe or defaults.recipe,
         formats=options.names(to or defaults.to, "--to"),
         plan=bench.plan(profile or defaults.profile),
-        options=RunOptions(threads=threads, batch=batch),
+        options=schema.RunOptions(threads=threads, batch=batch),
         max_drop=options.fraction(max_drop or defaults.max_drop, "--max-drop"),
         max_latency=bench.latency_gate(max_latency),
         evaluation=evaluation,
@@ -52,14 +55,22 @@ def command(
         dynamic=dynamic,
         input_shape=options.shape(input_shape),
         synthetic=synthetic,
+        wait=options.seconds(wait, "--wait"),
+        rate_limit=options.rate(limit_rate, "--limit-rate"),
         allow_fallback=allow_fallback,
     )
+    _run(request, dry_run=dry_run, as_json=json, quiet=quiet)
+
+
+def _run(request: Request, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    from edgepipe import deploy
+
     if dry_run:
-        options.show_plan(verb.dry_run(request), json)
+        options.show_plan(deploy.dry_run(request), as_json)
         return
     with console.open_progress(quiet=quiet) as progress:
-        outcome = verb.deploy(request, progress)
-    outcomes.show(outcome, as_json=json, quiet=quiet)
+        outcome = deploy.deploy(request, progress)
+    outcomes.show(outcome, as_json=as_json, quiet=quiet)
 
 
 def _needed(name: str, noun: str) -> str:

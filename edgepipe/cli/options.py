@@ -11,6 +11,9 @@ import typer
 from edgepipe import codec
 from edgepipe.errors import UsageError
 
+_DAY = 86400.0
+_LEAST_RATE = 20e3  # a piece of 256 KiB is to arrive well within the time a push may stall
+
 
 def complete_target(incomplete: str) -> list[str]:
     """Target names for tab completion."""
@@ -46,6 +49,10 @@ Formats = Annotated[str, typer.Option("--to", help="Formats, comma separated: on
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder to write to.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, tables or warnings.")]
+Wait = Annotated[
+    str, typer.Option("--wait", help="How long to wait where somebody else holds the board, e.g. 30s, 10m, 2h.")
+]
+LimitRate = Annotated[str, typer.Option("--limit-rate", help="Bytes per second to send at most, e.g. 500k or 2M.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one inference.")]
 Profile = Annotated[str, typer.Option("--profile", help="How long to measure: quick, standard or mlperf.")]
@@ -92,6 +99,38 @@ def fraction(text: str, flag: str) -> float | None:
         value = -1.0
     if not 0 <= value <= 1:
         raise UsageError(f"not a share: {text}", flag, f"write it as {flag} 1% or {flag} 0.01")
+    return value
+
+
+def seconds(text: str, flag: str) -> float:
+    """Read ``30s``, ``10m``, ``2h`` or a number of seconds; an empty text is 0.
+
+    Raises:
+        UsageError: none of these, or more than a day.
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, factor = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1)
+    if not text:
+        return 0.0
+    value = float(number) * factor if number.replace(".", "", 1).isdecimal() else -1.0
+    if not 0 <= value <= _DAY:
+        raise UsageError(f"not a span of time: {text}", flag, f"write it as {flag} 30s, {flag} 10m or {flag} 2h")
+    return value
+
+
+def rate(text: str, flag: str) -> float:
+    """Read ``500k``, ``2M`` or a number as bytes per second; an empty text is 0, no limit.
+
+    Raises:
+        UsageError: none of these, or less than 20 kB/s, at which a push would look stalled.
+    """
+    units = {"k": 1e3, "M": 1e6}
+    number, factor = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
+    if not text:
+        return 0.0
+    value = float(number) * factor if number.replace(".", "", 1).isdecimal() else 0.0
+    if value < _LEAST_RATE:
+        raise UsageError(f"not a rate: {text}", flag, f"write it as {flag} 500k or {flag} 2M; at least 20k")
     return value
 
 

@@ -6,13 +6,21 @@ from edgepipe.cli import console, options
 
 
 def command(
-    target: options.Target, host: options.Host = "", json: options.Json = False, quiet: options.Quiet = False
+    target: options.Target,
+    host: options.Host = "",
+    wait: options.Wait = "",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make the previous release active again. Nothing is sent: the board still has it."""
     from edgepipe import bench, board, targets
 
     place = targets.load(target, host or None)
-    with console.open_progress(quiet=quiet) as progress, board.connect(place, bench.owner(), progress) as client:
+    span = options.seconds(wait, "--wait")
+    with (
+        console.open_progress(quiet=quiet) as progress,
+        board.connect(place, bench.owner(), progress, wait=span) as client,
+    ):
         release = client.rollback()
     if json:
         options.emit({"schema": "edgepipe.rollback/1", "target": target, "release": release})

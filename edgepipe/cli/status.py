@@ -25,11 +25,18 @@ def command(
         screen.print(
             f"{mark}  {release.id}  {release.name}  {release.recipe}  {console.size(release.bytes)}", markup=False
         )
+        if event := state.activations.get(release.id):
+            signed = f"signed by {event.signer}" if event.signer else "NOT SIGNED"
+            screen.print(f"          {_moment(event.at)} by {event.by}, {signed}", markup=False)
     if not state.releases:
         screen.print("no release yet")
     if state.activated_at:
-        moment = datetime.datetime.fromtimestamp(state.activated_at).astimezone()
-        screen.print(f"active since {moment:%Y-%m-%d %H:%M:%S} by the board's clock")
+        screen.print(f"active since {_moment(state.activated_at)} by the board's clock")
     screen.print(f"{console.size(state.used_bytes)} used, {console.size(state.free_bytes)} free on the board")
     if state.lock:
-        screen.print(f"in use by {state.lock.owner} (pid {state.lock.pid})", markup=False)
+        since = f" since {_moment(state.lock.since)}" if state.lock.since else ""
+        screen.print(f"in use by {state.lock.owner}{since} (pid {state.lock.pid})", markup=False)
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S}"

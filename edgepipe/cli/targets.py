@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgepipe.cli import console, options
 
-group = typer.Typer(help="The boards edgepipe knows: list, show, add, pin, re-pin.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from edgepipe.board import BoardClient
+
+group = typer.Typer(help="The boards edgepipe knows: list, show, add, pin, re-pin, signers.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A target's name.", autocompletion=options.complete_target)]
 Fingerprint = Annotated[str, typer.Option("--fingerprint", help="Pin only if the board shows this one: SHA256:...")]
 
@@ -73,3 +77,56 @@ def re_pin(name: Name, host: options.Host = "", fingerprint: Fingerprint = "") -
 
     old, new = pins.re_pin(targets.load(name, host or None), fingerprint or None)
     typer.echo(f"was: {old}\nnow: {new}", err=True)
+
+
+@group.command()
+def signers(
+    name: Name,
+    host: options.Host = "",
+    key: Annotated[str, typer.Option("--key", help="Your SSH key (FILE, with FILE.pub beside it) to sign with.")] = "",
+    allowed: Annotated[
+        str, typer.Option("--allowed", help="An allowed-signers file to pin; without it, --key alone is trusted.")
+    ] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Take unsigned orders again.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Pin whose signatures a board takes; from then on it refuses releases and runtimes that are not signed.
+
+    Without options, show what is pinned. Keys may live in an ssh-agent or on a FIDO2 token.
+    """
+    from edgepipe import bench, board, targets
+
+    place = targets.load(name, host or None)
+    with console.open_progress(quiet=True) as progress, board.connect(place, bench.owner(), progress) as client:
+        if key or allowed or remove:
+            _pin_signers(client, name, key, allowed, remove=remove)
+        trust = client.hello().trust
+    if json:
+        options.emit({"schema": "edgepipe.signers/1", "target": name, "trust": trust})
+    elif trust:
+        typer.echo(f"{name} takes signed orders only; allowed signers {trust.signers}, counter {trust.counter}")
+    else:
+        typer.echo(f"{name} takes UNSIGNED orders from anyone who can log in there")
+
+
+def _pin_signers(client: BoardClient, name: str, key: str, allowed: str, *, remove: bool) -> None:
+    from edgepipe import bench, signing
+    from edgepipe.errors import UsageError
+
+    if remove and (key or allowed):
+        raise UsageError("--remove stands alone", "targets signers", "leave --key and --allowed away")
+    path = Path(key) if key else signing.key_of(name)
+    text = ""
+    if allowed:
+        try:
+            text = Path(allowed).expanduser().read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"can't read the allowed signers: {error}", allowed, "see man ssh-keygen") from None
+    elif path and not remove:
+        text = signing.allowed_line(path, bench.owner())
+    # An order to a board that trusts somebody already is signed with the key it knows, so the new one is kept after.
+    if client.hello().trust and signing.key_of(name) is None and path:
+        signing.remember(name, path)
+    client.signers(text)
+    if path and not remove:
+        signing.remember(name, path)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from edgepipe.errors import HostKeyError, IntegrityError, LinkError
 from edgepipe.link import Channel, Refused, _protocol
+from edgepipe.link._packing import Packer
 from edgepipe.progress import Progress, Task
 from edgepipe.schema import SHA256, FileRef
 
@@ -31,10 +32,15 @@ class Client(Protocol):
     """What pushing needs of a board client."""
 
     times: Any
+    rate_limit: float
+    bytes_wire: int
 
     @property
     def where(self) -> str:
         """Where the board is, for people."""
+
+    def hello(self) -> Any:
+        """Return what the agent said of itself."""
 
     def status(self, blobs: list[str] | None = None) -> Any:
         """Ask how much of each blob the board has."""
@@ -70,6 +76,10 @@ def push(client: Client, files: list[Source], progress: Progress) -> int:
                 return work.taken
             except (HostKeyError, Refused):
                 raise
+            except IntegrityError:
+                # What an earlier run left of a blob may be torn (a power cut): the board dropped it, so send it whole.
+                if not work.forget_resumed():
+                    raise
             except LinkError as error:
                 failures = 1 if work.taken > mark else failures + 1
                 if failures > RETRIES:
@@ -88,6 +98,14 @@ class _Push:
         self._task = task
         self._have: dict[str, int] = {}
         self._start: int | None = None
+        self._resumed = False
+        self._packer = Packer(client.hello().codings, client.rate_limit)
+        self._began = time.monotonic()
+
+    def forget_resumed(self) -> bool:
+        """Whether any blob was begun by an earlier run; only once."""
+        resumed, self._resumed = self._resumed, False
+        return resumed
 
     @property
     def taken(self) -> int:
@@ -99,6 +117,7 @@ class _Push:
         self._ask()
         if self._start is None:
             self._start = sum(self._have.values())
+            self._resumed = any(0 < self._have[blob.sha256] < blob.size for blob in self._blobs)
         if missing := [blob for blob in self._blobs if self._have[blob.sha256] < blob.size or not blob.size]:
             self._client.guarded(lambda channel: self._send(channel, missing))
 
@@ -122,8 +141,13 @@ class _Push:
                 error = self._settle(channel, *waiting.popleft())
             if error:
                 break
-            args = {"sha256": blob.sha256, "size": blob.size, "offset": offset}
-            channel.send(_protocol.request("put", args, len(chunk)) + chunk, self._until())
+            args: dict[str, Any] = {"sha256": blob.sha256, "size": blob.size, "offset": offset}
+            data, coding = self._packer.pack(chunk)
+            if coding:
+                args["coding"] = coding
+            time.sleep(self._packer.account(len(data)))
+            self._client.bytes_wire += len(data)
+            channel.send(_protocol.request("put", args, len(data)) + data, self._until())
             waiting.append((blob, len(chunk)))
             ahead += len(chunk)
         # Whatever was asked is answered, also after an error, so that the channel stays usable.
@@ -144,7 +168,8 @@ class _Push:
             raise IntegrityError("the board counts other bytes than were sent", self._client.where, "try again")
         self._have[blob.sha256] = expected
         start, total = self._start or 0, sum(one.size for one in self._blobs)
-        self._task.update(self.taken, total - start)
+        left = (total - start - self.taken) / max(1.0, self.taken / max(1e-6, time.monotonic() - self._began))
+        self._task.update(self.taken, total - start, f"{left:.0f} s left" if left >= 1 else "")
         return None
 
     def _chunks(self, missing: list[Blob]) -> Iterator[tuple[Blob, int, bytes]]:

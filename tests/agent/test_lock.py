@@ -108,3 +108,29 @@ def test_a_stopped_child_does_not_outlive_the_agent(start, tools):
     os.kill(child, signal.SIGSTOP)
     holder.process.stdin.close()
     assert holder.process.wait(3) == 1 and not tools.alive(child)
+
+
+def test_who_waits_gets_the_board_when_it_is_free(start, tools):
+    holder, other = start(), start()
+    holder.good("hello", owner="ann@desk")
+    slow(holder, tools)
+    wait_for_child(holder, tools)
+    other.good("hello", owner="bob@desk", wait=0.2)
+    assert other.bad("gc")["kind"] == "BusyError"
+    other.good("hello", owner="bob@desk", wait=60)
+    other.send("gc")
+    assert tools.eventually(lambda: other.process.poll() is None)
+    time.sleep(1.2)
+    holder.kill()
+    assert other.reply()["ok"]
+    assert {event["phase"] for event in other.events} == {"wait for ann@desk"}
+
+
+def test_who_waits_and_hangs_up_is_gone(start, tools):
+    holder, other = start(), start()
+    slow(holder, tools)
+    wait_for_child(holder, tools)
+    other.good("hello", owner="bob@desk", wait=600)
+    other.send("gc")
+    other.process.stdin.close()
+    assert other.process.wait(5) in (0, 1)

@@ -118,3 +118,16 @@ def test_a_file_that_shrinks_is_noticed(board, tmp_path):
         work = _push._Push(client, [source], Silent())
         with pytest.raises(IntegrityError, match="shorter"):
             work.attempt()
+
+
+def test_a_torn_partial_of_an_earlier_run_is_sent_anew(board, tmp_path):
+    path, sha = blob(MIB, tmp_path)
+    partial = board.server.home / ".edgepipe" / "partial" / sha
+    with boards.connect(board.pinned(), "me@test", Silent()) as client:
+        client.status([])
+        partial.write_bytes(bytes(MIB // 2))  # what a power cut leaves: the length, and zeros
+        client.push([(path, sha)])
+        assert client.status([sha]).have == {sha: MIB}
+        partial.write_bytes(b"")
+        with pytest.raises(IntegrityError, match="hash"):
+            client.push([(path, "0" * 64)])  # a file that is not what its name says fails for good

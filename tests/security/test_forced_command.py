@@ -17,6 +17,7 @@ from edgepipe.link import Endpoint
 from edgepipe.link._bootstrap import start_agent
 from edgepipe.link.loopback import Sshd
 from edgepipe.link.ssh import SshLink, connect
+from tests.guarantees.figure import report
 
 ROOT = Path(__file__).parents[2]
 AGENT = pack.agent_zipapp()
@@ -82,6 +83,7 @@ def test_the_agent_starts_in_the_folder_of_the_board(gated):
     assert (server.home / "root" / "agent" / f"{AGENT[1]}.pyz").is_file() and not (server.home / "elsewhere").exists()
 
 
+@pytest.mark.guarantee
 @pytest.mark.parametrize(
     "argv",
     [
@@ -98,7 +100,8 @@ def test_the_agent_starts_in_the_folder_of_the_board(gated):
 def test_anything_else_is_refused(gated, argv):
     _, link = gated()
     done = link.run(argv, b"ls\n")
-    assert done.status == 1 and not done.stdout and b"nothing else" in done.stderr
+    refused = done.status == 1 and not done.stdout and b"nothing else" in done.stderr
+    report(20, "shells, sftp, scp, other programs and sudo refused", ok=refused)
 
 
 def test_code_that_the_host_sends_is_not_run(gated, tmp_path):
@@ -109,6 +112,7 @@ def test_code_that_the_host_sends_is_not_run(gated, tmp_path):
     channel.close()
 
 
+@pytest.mark.guarantee
 def test_neither_shell_nor_terminal_nor_forwarding_nor_sftp(gated):
     _, link = gated()
     transport = link._transports[-1]
@@ -123,6 +127,7 @@ def test_neither_shell_nor_terminal_nor_forwarding_nor_sftp(gated):
         transport.request_port_forward("127.0.0.1", 0)
     with pytest.raises((paramiko.SSHException, EOFError)):
         paramiko.SFTPClient.from_transport(transport)
+    report(20, "no terminal, no forwarding either way", ok=True)
 
 
 def test_only_agents_that_the_board_knows(gated):
