@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import artifact, calibrate, channels, data, dataflow, edits, formats, isolate, network, plugins, training
+from edgepipe import artifact, channels, data, dataflow, edits, formats, isolate, network, plugins, training
 from edgepipe.cache import Cache, code, key, versions
 from edgepipe.errors import UsageError
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _RECORD = "step.json"
 _TRAINING = (network, training, edits, channels, dataflow)  # whose code a changed network depends on
 _CALIBRATION = "calibration.npz"
+_ESTIMATOR = Path(__file__).with_name("calibrate.py")  # it imports numpy, and listing steps must not
 
 
 def chain(model: Model, format_name: str) -> list[str]:
@@ -174,7 +175,7 @@ class Stages:
     def _key(kind: str, parent: str, module: Any, **parts: Any) -> str:
         """Hash what goes into a stage; the code of the plug-in's folder and of what they share is part of it."""
         own = sorted(Path(module.__file__).parent.glob("*.py"))
-        sources = [*own, *_shared(formats), Path(calibrate.__file__), Path(__file__)]
+        sources = [*own, *_shared(formats), _ESTIMATOR, Path(__file__)]
         return key(kind, parent=parent, versions=versions(module.LIBRARIES), code=code(*sources), **parts)
 
     def _stage(

@@ -123,7 +123,7 @@ def report(
             Rung("on_device", 2e-6, 1e-7, 1.0, 0.0),
         ],
         board=board,
-        release=Release("0123456789abcdef" * 2, None, 1_793_000_000.0, size, 1.25),
+        release=Release("0123456789abcdef" * 2, None, 1_793_000_000.0, size, seconds=1.25),
         measurement=run,
         versions={"edgepipe": "0.1.0", "torch": "2.13.0", "openvino": None},
         id=f"20261122-16{number:02d}05-ab12cd34",
