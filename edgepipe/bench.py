@@ -14,8 +14,8 @@ from edgepipe.agent.power import ON_HOST
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import portable
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, GateError, LinkError, UsageError
-from edgepipe.record import ModelFacts, Report
-from edgepipe.schema import Artifact, Board, Manifest, Measurement, Plan, RawRun, RunOptions
+from edgepipe.record import Measurement, ModelFacts, Report
+from edgepipe.schema import Artifact, Board, Manifest, Plan, RawRun, RunOptions
 
 if TYPE_CHECKING:
     from edgepipe.board import BoardClient

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from edgepipe import sensors, stats
-from edgepipe.schema import Caution, Energy, Power, ProcessSamples, RawRun, Window
+from edgepipe.record import Energy
+from edgepipe.schema import Caution, Power, ProcessSamples, RawRun, Window
 
 # Readings in the timed run below which a mean is none, and below which it is doubtful.
 FEWEST, FEW = 5, 100

@@ -7,7 +7,8 @@ from dataclasses import replace
 from edgepipe import isolate, plugins
 from edgepipe.agent import precision
 from edgepipe.errors import BoardError, UsageError
-from edgepipe.schema import Artifact, Caution, Executed, Measurement
+from edgepipe.record import Measurement
+from edgepipe.schema import Artifact, Caution, Executed
 
 CODE = "fallback"
 

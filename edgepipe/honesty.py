@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from edgepipe import bench, board, stats, targets
 from edgepipe.errors import EdgepipeError
-from edgepipe.record import Payoff, Sizes, Step
-from edgepipe.schema import Bound, Plan, RunOptions
+from edgepipe.record import Bound, Payoff, Sizes, Step
+from edgepipe.schema import Plan, RunOptions
 
 if TYPE_CHECKING:
     from edgepipe.board import BoardClient

@@ -18,19 +18,8 @@ from typing import Any
 
 from edgepipe import codec, energy, stats
 from edgepipe.errors import EdgepipeError, IntegrityError
-from edgepipe.schema import (
-    Bound,
-    Caution,
-    Energy,
-    Latency,
-    Measurement,
-    Plan,
-    Power,
-    RawRun,
-    RunOptions,
-    StateSample,
-    Thermal,
-)
+from edgepipe.record import Bound, Energy, Latency, Measurement, Thermal
+from edgepipe.schema import Caution, Plan, Power, RawRun, RunOptions, StateSample
 
 STATUSES = ("ok", "unstable", "throttled", "failed", "timeout", "unreachable")
 NOISY = 0.10  # stdev / mean from which pyperf calls a benchmark unstable

@@ -5,7 +5,83 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
-from edgepipe.schema import Artifact, Board, Bound, Measurement, Release
+from edgepipe.schema import Artifact, Board, Caution, Executed, Power, Release
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A value with the bounds of its confidence interval; ``reason`` where it could not be measured."""
+
+    value: Optional[float]
+    low: Optional[float] = None
+    high: Optional[float] = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The steady distribution in ms. Intervals are distribution-free at 95 %."""
+
+    p50: Bound
+    p90: Bound
+    p95: Bound
+    p99: Bound
+    mean: Optional[float]
+    stdev: Optional[float]
+    min: Optional[float]
+    max: Optional[float]
+
+
+@dataclass(frozen=True)
+class Thermal:
+    """Hottest zone in degrees C before, after and at most during the run; null where the board has no sensor."""
+
+    before_c: Optional[float] = None
+    after_c: Optional[float] = None
+    max_c: Optional[float] = None
+    throttled: Optional[bool] = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy per inference in mJ, gross and net of idle, each with its 95 % interval."""
+
+    gross: Optional[float] = None
+    net: Optional[float] = None
+    low: Optional[float] = None
+    high: Optional[float] = None
+    reason: str = ""
+    net_low: Optional[float] = None
+    net_high: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured (or failed) run. ``status``: ok | unstable | throttled | failed | timeout | unreachable."""
+
+    status: str
+    profile: str
+    threads: int
+    precision_executed: str = ""
+    provider: str = ""
+    load_ms: Optional[float] = None
+    first_ms: Optional[float] = None
+    samples: int = 0
+    processes: int = 0
+    latency_ms: Optional[Latency] = None
+    throughput_per_s: Optional[float] = None
+    memory_peak_bytes: Optional[int] = None
+    timer_overhead_us: Optional[float] = None
+    thermal: Thermal = field(default_factory=Thermal)
+    clocks: Dict[str, Any] = field(default_factory=dict)
+    power: Power = field(default_factory=Power)
+    energy_mj: Energy = field(default_factory=Energy)
+    warnings: List[Caution] = field(default_factory=list)
+    raw: Dict[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    reason: str = ""
+    executed: Executed = field(default_factory=Executed)
 
 
 @dataclass(frozen=True)

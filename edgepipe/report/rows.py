@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgepipe.record import Accuracy, Payoff, Report, Step
-from edgepipe.schema import Board, Bound, Energy, Measurement, Power
+from edgepipe.record import Accuracy, Bound, Energy, Measurement, Payoff, Report, Step
+from edgepipe.schema import Board, Power
 
 DASH = "\N{EN DASH}"
 ON_BOARD = "on the board"

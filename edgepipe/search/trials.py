@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from edgepipe import cache, codec
 from edgepipe.budget import PERCENTILES
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
-from edgepipe.record import Step
-from edgepipe.schema import Measurement
+from edgepipe.record import Measurement, Step
 
 if TYPE_CHECKING:
     from edgepipe.journal import Journal

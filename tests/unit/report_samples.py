@@ -6,13 +6,12 @@ import random
 from dataclasses import replace
 
 from edgepipe import measurement
-from edgepipe.record import Accuracy, ModelFacts, Report, Rung, Step
+from edgepipe.record import Accuracy, Measurement, ModelFacts, Report, Rung, Step
 from edgepipe.schema import (
     Artifact,
     Board,
     Caution,
     FileRef,
-    Measurement,
     Plan,
     Preprocessing,
     ProcessSamples,

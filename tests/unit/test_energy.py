@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from edgepipe import codec, energy, measurement
-from edgepipe.schema import Measurement, Plan, Power, PowerSamples, RunOptions, Window
+from edgepipe.record import Measurement
+from edgepipe.schema import Plan, Power, PowerSamples, RunOptions, Window
 from tests.unit import power_kit as kit
 
 GROSS_MJ, NET_MJ = kit.LOAD_W * kit.CALL_S * 1e3, (kit.LOAD_W - kit.IDLE_W) * kit.CALL_S * 1e3

@@ -7,8 +7,9 @@ import pytest
 from edgepipe import executed
 from edgepipe.agent import precision
 from edgepipe.errors import BoardError
+from edgepipe.record import Measurement
 from edgepipe.runner import run_file
-from edgepipe.schema import Executed, Measurement
+from edgepipe.schema import Executed
 from tests.unit import formats_kit as kit
 
 FORMATS = ("onnx", "openvino", "tflite")

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgepipe import honesty, stats
-from edgepipe.record import Step
-from edgepipe.schema import Bound
+from edgepipe.record import Bound, Step
 
 
 def made(recipe, **step):

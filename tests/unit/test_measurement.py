@@ -11,7 +11,8 @@ import pytest
 
 from edgepipe import codec, measurement
 from edgepipe.errors import EdgepipeError, IntegrityError
-from edgepipe.schema import Caution, Measurement
+from edgepipe.record import Measurement
+from edgepipe.schema import Caution
 from tests.unit.report_samples import OPTIONS, PLAN, process, raw, states, steady
 
 

@@ -17,10 +17,9 @@ from rich.console import Console
 from edgepipe import codec, measurement
 from edgepipe import report as report_verb
 from edgepipe.errors import UsageError
-from edgepipe.record import Accuracy, Payoff, Report, Rung, Sizes, Step
+from edgepipe.record import Accuracy, Bound, Measurement, Payoff, Report, Rung, Sizes, Step
 from edgepipe.report import html, svg, tables
 from edgepipe.report.rows import bound, caveat, drop, final, millis, number, plain, rows, score, size, span
-from edgepipe.schema import Bound, Measurement
 from tests.unit.report_samples import OPTIONS, PLAN, gallery, raw, report, steady
 
 VOID = {"meta", "link", "br", "img", "input"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgepipe import budget, recipe, search
 from edgepipe.journal import Journal
-from edgepipe.schema import Measurement
+from edgepipe.record import Measurement
 from edgepipe.search import front, output, trials
 from edgepipe.search.sampler import Sampler
 from edgepipe.search.space import Candidate, Space, arithmetic, knobs
