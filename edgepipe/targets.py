@@ -1,4 +1,7 @@
-"""Boards as data: a TOML file each, searched in ./targets, the user's configuration folder, then the shipped ones."""
+"""Boards as data: a TOML file each, searched in ./targets, the user's configuration folder, then the shipped ones.
+
+A host of the inventory (`edgepipe.inventory.find`) is a target too, like the kind its variables or groups name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgepipe import paths, plugins
+from edgepipe import inventory, paths, plugins
 from edgepipe.agent import meters as agent_meters
 from edgepipe.agent.meters import BOUNDARIES
 from edgepipe.codec import from_dict
@@ -170,6 +173,9 @@ def load(name: str, host: str | None = None) -> Target:
     Raises:
         UsageError: no such target (near names are given), or a mistake in its file.
     """
+    found = None if name in names() else _in_inventory(name)
+    if found:
+        return of_host(found, host)
     data = _merged(name, ())
     if host is not None:
         if data.get("link", "ssh") != "ssh":
@@ -178,6 +184,46 @@ def load(name: str, host: str | None = None) -> Target:
             )
         data["host"] = str(parse_address(host))
     return _build(name, data, str(names()[name]))
+
+
+def of_host(found: inventory.Host, host: str | None = None) -> Target:
+    """A host of an inventory as a target: like what ``edgepipe_target`` or the name of one of its groups says.
+
+    A group ``jetson_orin_nano`` is the kind ``jetson-orin-nano``. ``ansible_host``, ``_port``, ``_user`` and
+    ``_python_interpreter`` say where it is; ``edgepipe_python`` and ``edgepipe_root`` come first.
+
+    Raises:
+        UsageError: a kind nobody knows, a sealed or templated value, a connection other than SSH or local.
+    """
+    kinds = [group.replace("_", "-") for group in found.groups]
+    kind = found.text("edgepipe_target") or next((kind for kind in reversed(kinds) if kind in names()), "")
+    data: dict[str, Any] = _merged(kind, ()) if kind else {}
+    where = f"host {found.name} of the inventory"
+    link = found.text("ansible_connection", data.get("link", "ssh"))
+    if link not in {"ssh", "paramiko", "paramiko_ssh", "local", *_links()}:
+        raise UsageError(f"edgepipe connects by SSH, not by {link}", where, "take ansible_connection out, or ssh")
+    data["link"] = link if link in _links() else "ssh"
+    if data["link"] == "ssh":
+        name = found.text("ansible_host", found.text("ansible_ssh_host", found.name))
+        user = found.text("ansible_user", found.text("ansible_ssh_user"))
+        port = found.text("ansible_port", found.text("ansible_ssh_port"))
+        name = f"[{name}]" if ":" in name and port else name
+        data["host"] = str(parse_address(host or (f"{user}@" if user else "") + name + (f":{port}" if port else "")))
+    python = found.text("edgepipe_python", found.text("ansible_python_interpreter"))
+    if python and not python.startswith("auto"):
+        data["python"] = python
+    if root := found.text("edgepipe_root"):
+        data["root"] = root
+    return _build(found.name, data, where)
+
+
+def _in_inventory(name: str) -> inventory.Host | None:
+    path = inventory.find()
+    return inventory.load(path).hosts.get(name) if path else None
+
+
+def _links() -> list[str]:
+    return [kind for kind in plugins.names("link") if kind != "pins"]
 
 
 def add(name: str, like: str, host: str, replace: bool = False) -> Path:
@@ -250,9 +296,8 @@ def _build(name: str, data: dict[str, Any], where: str) -> Target:
         target = from_dict(Target, {**data, "name": name}, where=name)
     except EdgepipeError as error:
         raise UsageError(f"{error.what} ({error.where})", where, "correct the value") from None
-    kinds = [kind for kind in plugins.names("link") if kind != "pins"]
-    if target.link not in kinds:
-        raise plugins.unknown("link", target.link, kinds)
+    if target.link not in _links():
+        raise plugins.unknown("link", target.link, _links())
     for runtime, wheel in target.runtimes.items():
         if bool(wheel.version) == bool(wheel.reason):
             raise UsageError(f"runtime {runtime} needs either a version or a reason", where, "give one of the two")
