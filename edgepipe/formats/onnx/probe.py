@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _BATCH = 32
+_RUNS = 64  # whose reduced values are handed on together: on a small model numpy's calls cost more than the runs
 _MEMORY = 128 << 20  # of all tensors that leave the runtime for one batch
 _FLOAT = 1  # of TensorProto
 _AXES_AS_INPUT = 18  # the opset from which ReduceMin, ReduceMax and ReduceMean take axes as an input
@@ -28,7 +29,7 @@ _AXES_AS_INPUT = 18  # the opset from which ReduceMin, ReduceMax and ReduceMean 
 class Probe:
     """What is wanted of a tensor of float32, batch by batch; tensors of other types are passed over.
 
-    ``kind`` is "values"; "extremes", an array of the lowest, the highest and the mean value (NaN where one is);
+    ``kind`` is "values"; "extremes", an array that holds the lowest, the highest and a mean value (NaN where one is);
     "channels", means of shape [samples, channels, 1, ...] of an image; or "vectors", values of shape [n, last axis].
     """
 
@@ -50,8 +51,6 @@ def watch(model: Any, probes: list[Probe], calibration: str, threads: int) -> in
     Raises:
         UsageError: the samples are not what the model takes.
     """
-    import numpy as np
-
     known = shapes(model, _FLOAT)
     inputs = {value.name for value in model.graph.input}
     # What the runtime must say the type of, or what is at hand already, is reduced here.
@@ -63,15 +62,32 @@ def watch(model: Any, probes: list[Probe], calibration: str, threads: int) -> in
     outside = [probe for probe in outside if probe.tensor in floats]
     names = [*dict.fromkeys(probe.tensor for probe in outside if probe.tensor not in inputs)]
     names += [name for probe in inside for _, name in probe.reductions()]
-    samples = 0
+    samples, small = 0, [name for probe in inside for _, name in probe.reductions()]
+    kept: list[list[Array]] = []
     for size, values in _run(session, [*dict.fromkeys(names)], calibration):
         samples += size
-        for probe in inside:
-            found = [values[name] for _, name in probe.reductions()]
-            probe.take(np.stack(found) if probe.kind == "extremes" else found[0])
+        kept.append([values[name] for name in small])
         for probe in outside:
             probe.take(_reduced(values[probe.tensor], probe.kind))
+        if len(kept) == _RUNS:
+            _hand_on(inside, small, kept)
+            kept = []
+    if kept:
+        _hand_on(inside, small, kept)
     return samples
+
+
+def _hand_on(probes: list[Probe], names: list[str], runs: list[list[Array]]) -> None:
+    """Give each probe what the graph reduced, of all ``runs`` together."""
+    import numpy as np
+
+    columns = dict(zip(names, zip(*runs, strict=True), strict=True))
+    for probe in probes:
+        found = [columns[name] for _, name in probe.reductions()]
+        if probe.kind == "extremes":
+            probe.take(np.array([value.item() for column in found for value in column]))
+        else:
+            probe.take(np.concatenate(found[0]))
 
 
 def shapes(model: Any, kind: int = 0) -> dict[str, list[int]]:
