@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import artifact, codec, data, export, model, verify
+from edgepipe import artifact, codec, data, export, given, model, verify
 from edgepipe import recipe as recipes
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import UsageError
@@ -37,6 +37,9 @@ class Request:
     input_shape: list[int] | None = None
     synthetic: bool = False
     weigh: bool = False
+    calibration: str = ""
+    preprocessing: str = ""
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Result:
             "schema": "edgepipe.export/1",
             "model": codec.to_dict(self.model.facts),
             "recipe": self.recipe,
+            "calibration": self.model.given.facts if self.model.given else None,
             "steps": steps,
             "artifacts": [item.row() for item in self.exports],
         }
@@ -95,7 +99,7 @@ def convert(request: Request, progress: Progress) -> Result:
         GateError: the loss is larger than ``max_drop``; nothing is written.
     """
     request = replace(request, recipe=recipes.plain(request.recipe))
-    source = model.load(request.model, input_shape=request.input_shape)
+    source = given.load(request.model, request.input_shape, request.calibration, request.preprocessing, request.task)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
     wanted = ExportOptions(

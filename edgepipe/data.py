@@ -7,7 +7,7 @@ import hashlib
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,18 +59,54 @@ class IdxPair:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Raw inputs (samples first, in ``layout`` without the batch's letter changed) and class labels, or None."""
+    """Raw inputs (samples first, in ``layout`` without the batch's letter changed) and class labels, or None.
+
+    ``inputs`` are for a model's first input; ``more`` has those for further inputs, by name, fed as they are.
+    """
 
     name: str
     inputs: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any] | None
     layout: str
     sha256: str
+    more: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
     def first(self, count: int) -> Dataset:
         """The first ``count`` samples, as a set with an identity of its own."""
-        labels = None if self.labels is None else self.labels[:count]
-        return replace(self, inputs=self.inputs[:count], labels=labels, sha256=f"{self.sha256}/{count}")
+        return self.part(slice(count), f"{self.sha256}/{count}")
+
+    def part(self, chosen: Any, sha256: str) -> Dataset:
+        """The samples that the index ``chosen`` chooses, as a set of the identity ``sha256``."""
+        labels = None if self.labels is None else self.labels[chosen]
+        more = {name: values[chosen] for name, values in self.more.items()}
+        return replace(self, inputs=self.inputs[chosen], labels=labels, sha256=sha256, more=more)
+
+    def feeds(self, inputs: list[TensorSpec], preprocessing: Preprocessing) -> dict[str, np.ndarray[Any, Any]]:
+        """What the model or file with these inputs is fed with, by input name."""
+        from edgepipe.agent.preprocess import prepare
+
+        first = next(spec.name for spec in inputs if spec.name not in self.more)
+        return {first: prepare(self.inputs, preprocessing, self.layout), **self.more}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Data that the user named for a model: what to calibrate on, and what is held out to judge by, if enough is there.
+
+    ``sha256`` is that of the file, or over the lines of `sha256sum` of a folder's files in the order of their names.
+    """
+
+    source: str
+    sha256: str
+    calibration: Dataset
+    held: Dataset | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it."""
+        held = len(self.held.inputs) if self.held else 0
+        samples = len(self.calibration.inputs)
+        return {"source": self.source, "sha256": self.sha256, "samples": samples, "held_out": held}
 
 
 class _Model(Protocol):
@@ -86,15 +122,24 @@ class _Model(Protocol):
     def preprocessing(self) -> Preprocessing: ...
     @property
     def labels(self) -> list[str]: ...
+    @property
+    def given(self) -> Given | None: ...
+
+
+def calibrates(model: _Model) -> bool:
+    """Whether the model has data to calibrate on: named by the user, or by its card."""
+    return bool(model.given or (model.data and model.data.calibration))
 
 
 def calibration(model: _Model) -> Dataset:
-    """The model's calibration set.
+    """The model's calibration set: what the user named, else what its card does.
 
     Raises:
         UsageError: the model has none, or its file is missing.
         IntegrityError: the file is damaged or does not fit the model.
     """
+    if model.given:
+        return model.given.calibration
     if not model.data or not model.data.calibration:
         raise UsageError(f"{model.name} has no calibration data", "model.toml, [data] calibration", _WITHOUT)
     return _shipped(model, model.data.calibration, "calibration")
@@ -123,7 +168,7 @@ def synthetic(model: _Model, samples: int = 256) -> Dataset:
 def evaluation(model: _Model, which: str = "auto") -> Dataset | None:
     """The model's evaluation set: "shipped", "full", or "auto" = the full one where it is installed.
 
-    Returns None under "auto" where the model names no data at all.
+    Under "auto", a model that names no data has what is held out of the data the user named, else None.
 
     Raises:
         UsageError: the set asked for is not there, or ``which`` is not a known word.
@@ -144,7 +189,7 @@ def evaluation(model: _Model, which: str = "auto") -> Dataset | None:
     if data and data.evaluation:
         return _shipped(model, data.evaluation, "evaluation")
     if which == "auto":
-        return None
+        return model.given.held if model.given else None
     raise UsageError(f"{model.name} has no evaluation data", "model.toml, [data] evaluation", "add it there")
 
 

@@ -18,9 +18,9 @@ from edgepipe import (
     data,
     executed,
     export,
+    given,
     honesty,
     leftovers,
-    model,
     preflight,
     recipe,
     targets,
@@ -64,6 +64,9 @@ class Request:
     dynamic: bool = False
     input_shape: list[int] | None = None
     synthetic: bool = False
+    calibration: str = ""
+    preprocessing: str = ""
+    task: str = ""
     activate: bool = True
     wait: float = 0.0
     rate_limit: float = 0.0
@@ -100,7 +103,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     """
     request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
-    source = model.load(request.model, input_shape=request.input_shape)
+    source = given.load(request.model, request.input_shape, request.calibration, request.preprocessing, request.task)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
     with board.connect(target, bench.owner(), progress, wait=request.wait) as client:
@@ -114,9 +117,9 @@ def deploy(request: Request, progress: Progress) -> Outcome:
             for name in request.formats:
                 candidate = _prepare(request, source, dataset, name, facts, target, progress)
                 candidates.append(candidate)
-            samples = bench.samples_blob(dataset) if dataset is not None else None
+            packed = bench.samples_blob(dataset) if dataset is not None and not dataset.more else None
             for candidate in candidates:
-                _push_and_verify(candidate, dataset, samples, request, client, progress)
+                _push_and_verify(candidate, dataset, packed, request, client, progress)
             for candidate in candidates:
                 _measure(candidate, request, client, progress)
             for candidate in candidates if request.activate else ():
@@ -134,7 +137,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     """
     request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
-    source = model.load(request.model, input_shape=request.input_shape)
+    source = given.load(request.model, request.input_shape, request.calibration, request.preprocessing, request.task)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     steps = ["connect", "compress", "export", "verify", "push", "verify on the board", "measure", "activate", "report"]
     return {
@@ -235,21 +238,22 @@ def saturates(facts: Board) -> bool:
 def _push_and_verify(
     candidate: _Candidate,
     dataset: Dataset | None,
-    samples: tuple[bytes, str] | None,
+    packed: tuple[bytes, str] | None,
     request: Request,
     client: BoardClient,
     progress: Progress,
 ) -> None:
     """Send what the board lacks, let it answer the evaluation set, and hold the answers against the host's.
 
-    ``samples`` is the dataset as a blob with its sha256, packed once for all candidates.
+    ``packed`` is the dataset as a blob with its sha256, the same for all candidates where the model has one input.
     """
     before = client.bytes_wire
-    if dataset is None or samples is None or candidate.ladder is None:
+    if dataset is None or candidate.ladder is None:
         candidate.bytes_sent = client.push(bench.files_of(candidate.artifact))
         candidate.bytes_wire = client.bytes_wire - before
         return
-    content, candidate.inputs = samples
+    artifact = candidate.artifact
+    content, candidate.inputs = packed or bench.blob(dataset.feeds(artifact.inputs, artifact.preprocessing))
     candidate.bytes_sent = client.push([*bench.files_of(candidate.artifact), (content, candidate.inputs)])
     candidate.bytes_wire = client.bytes_wire - before
     name = candidate.manifest.name

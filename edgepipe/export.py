@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgepipe import artifact, mixed, plugins, recipe, stats
+from edgepipe import artifact, data, mixed, plugins, recipe, stats
 from edgepipe.artifact import ExportOptions, Output
 from edgepipe.cache import Cache
 from edgepipe.errors import GateError, UsageError
@@ -81,6 +81,9 @@ def check(model: Model, text: str, format_names: Iterable[str], *, synthetic: bo
             raise UsageError(what, f"recipe {parsed}", "start from the torch model, or leave the step out")
         for action in plan.network:
             _check_training(model, action)
+            if model.given and action.needs:
+                what = f"{action.text} changes the network and reads the data that model.toml names"
+                raise UsageError(what, "--calibration", "name the data there, in [data], or leave the step out")
         if not synthetic and any(action.needs == "calibration" for action in (*plan.network, *plan.file)):
             _check_data(model, str(parsed), name)
 
@@ -177,12 +180,12 @@ def _can_train(model: Model, action: Action) -> bool:
 def _check_data(model: Model, text: str, format_name: str) -> None:
     known = ", ".join(recipe.without_data(format_name))
     fix = (
-        f"use a recipe that needs no data ({known}), name data in model.toml, [data] calibration, or say "
-        "--synthetic-calibration and take what comes"
+        f"use a recipe that needs no data ({known}), name data by --calibration or in model.toml, or "
+        "say --synthetic-calibration and take what comes"
     )
-    if not model.data or not model.data.calibration:
+    if not data.calibrates(model):
         raise UsageError(f"{text} needs calibration data, and {model.name} has none", f"recipe {text}", fix)
-    if len(model.inputs) != 1:
+    if len(model.inputs) != 1 and not model.given:
         raise UsageError(
             f"calibration works for one input; {model.name} has {len(model.inputs)}", f"recipe {text}", fix
         )
@@ -253,9 +256,7 @@ class _Walk:
         if after and getattr(after[0].module, "REPAIRS", False):
             return
         source = self.stages.model
-        what = (
-            f"{source.metric or 'the metric'} fell by {first - last:.2%} at {action.text} ({first:.2%} -> {last:.2%})"
-        )
+        what = f"{source.metric or 'agreement'} fell by {first - last:.2%} at {action.text} ({first:.2%} -> {last:.2%})"
         fix = "a gentler setting, distill after it, mixed for int8, or a larger --max-drop"
         where = f"{source.name} {self.plan.recipe} {self.stages.format}, step {action.text}"
         raise GateError(f"{what}, more than the {self.max_drop:.2%} allowed; nothing was activated", where, fix)

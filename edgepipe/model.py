@@ -12,7 +12,7 @@ from typing import Any
 from edgepipe import paths, plugins
 from edgepipe.cache import hash_file
 from edgepipe.codec import from_dict
-from edgepipe.data import DataPaths, IdxPair
+from edgepipe.data import DataPaths, Given, IdxPair
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.record import ModelFacts
 from edgepipe.schema import NAME, Preprocessing, TensorSpec
@@ -41,6 +41,9 @@ class Card:
     data: DataPaths | None = None
 
 
+_BARE = Card("")
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What a format's ``load`` hands back. ``identity`` changes whenever what the model computes may have changed.
@@ -65,7 +68,8 @@ class Model:
 
     ``shape[0]`` of inputs and outputs is the batch: -1 where it is free. ``format`` is that of the source: "torch"
     where ``module`` is set, else the format of the file ``path``. ``identity`` is what caches go by. ``ref`` and
-    ``input_shape`` are what `load` was given: another process loads the same model by them.
+    ``input_shape`` are what `load` was given: another process loads the same model by them. ``given`` is data that the
+    user named for it.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Model:
     identity: str
     ref: str = ""
     input_shape: tuple[int, ...] | None = None
+    given: Given | None = None
 
 
 def listing() -> list[str]:
@@ -117,24 +122,34 @@ def find(ref: str) -> Path:
     raise plugins.unknown("model", ref, listing())
 
 
-def load(ref: str, input_shape: Sequence[int] | None = None) -> Model:
+def load(
+    ref: str, input_shape: Sequence[int] | None = None, *, preprocessing: Preprocessing | None = None, task: str = ""
+) -> Model:
     """Load a model by name, path or ``package.module:function``, and check it.
 
     Args:
         ref: what the user named.
         input_shape: the shape of one sample without the batch, for models that don't say it themselves.
+        preprocessing: how raw data becomes input, for models without a card.
+        task: what the model does, for models without a card.
 
     Raises:
         UsageError: no such model, or its description is wrong.
         IntegrityError: its weights are not those promised, are damaged, or hold NaN.
     """
     shape = [int(size) for size in input_shape] if input_shape else None
+    task = (task or "null").replace("-", "_")
+    if task not in plugins.names("tasks"):
+        raise plugins.unknown("task", task, plugins.names("tasks"))
+    bare = Card("", task, inputs=_sample_input(shape), preprocessing=preprocessing or Preprocessing())
     if _FUNCTION.match(ref) and not Path(ref).exists():
         torch_load = plugins.load("formats", "torch", "load")
-        card = Card(name=ref.rsplit(":", 1)[1], inputs=_sample_input(shape))
-        return _named(_model(card, Path(), None, torch_load.from_function(ref, card)), ref, shape)
+        card = replace(bare, name=ref.rsplit(":", 1)[1])
+        loaded: Loaded = torch_load.from_function(ref, card)
+        loaded = replace(loaded, identity=f"{loaded.identity}-{preprocessing!r}" if preprocessing else loaded.identity)
+        return _named(_model(card, Path(), None, loaded), ref, shape)
     path = find(ref)
-    card, weights = _described(path, shape)
+    card, weights = _described(path, bare)
     if not weights.is_file():
         raise UsageError("the weights are missing", str(weights), "check `weights` in model.toml")
     loader = _loader(weights)
@@ -144,8 +159,7 @@ def load(ref: str, input_shape: Sequence[int] | None = None) -> Model:
             f"the weights are not those model.toml promises: sha256 {digest[:12]}..., not {card.weights_sha256[:12]}..."
         )
         raise IntegrityError(what, str(weights), "get the weights again, or correct weights_sha256 if you trained anew")
-    loaded: Loaded = loader.load(weights, card)
-    return _named(_model(card, weights.parent, weights, loaded), str(path.absolute()), shape)
+    return _named(_model(card, weights.parent, weights, loader.load(weights, card)), str(path.absolute()), shape)
 
 
 def _named(model: Model, ref: str, shape: list[int] | None) -> Model:
@@ -174,13 +188,21 @@ def _model(card: Card, folder: Path, weights: Path | None, loaded: Loaded) -> Mo
     )
 
 
-def _described(path: Path, shape: list[int] | None) -> tuple[Card, Path]:
-    """The card and the weights of a folder or file; a file whose folder's card names it gets that card."""
+def _described(path: Path, bare: Card) -> tuple[Card, Path]:
+    """The card and the weights of a folder or file; a file whose folder's card names it gets that card, else ``bare``.
+
+    Raises:
+        UsageError: there is a card, and it says something else than the user did.
+    """
     folder = path if path.is_dir() else path.parent
     card = read_card(folder / CARD) if (folder / CARD).is_file() else None
     if card and (path.is_dir() or card.weights == path.name):
+        for word in ("preprocessing", "task"):
+            if getattr(bare, word) != getattr(_BARE, word):
+                what = f"--{word} is for models without a card"
+                raise UsageError(what, str(folder / CARD), f"leave it out, or correct {word} there")
         return card, folder / card.weights
-    return Card(name=_flat_name(path.stem), weights=path.name, inputs=_sample_input(shape)), path
+    return replace(bare, name=_flat_name(path.stem), weights=path.name), path
 
 
 def _sample_input(shape: list[int] | None) -> list[TensorSpec]:

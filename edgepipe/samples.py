@@ -37,11 +37,8 @@ class Samples:
         Raises:
             UsageError: the file has other inputs than the one the samples were made for.
         """
-        from edgepipe.agent.preprocess import prepare
-
         if self.dataset is not None:
-            raw, layout = self.dataset.inputs, self.dataset.layout
-            return {artifact.inputs[0].name: prepare(raw, artifact.preprocessing, layout)}
+            return self.dataset.feeds(artifact.inputs, artifact.preprocessing)
         if len(artifact.inputs) != len(self.arrays):
             what = f"the file has {len(artifact.inputs)} inputs, the model {len(self.arrays)}"
             raise UsageError(what, artifact.path, "it is another model, or its inputs were folded in")

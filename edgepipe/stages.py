@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -153,7 +154,7 @@ class Stages:
             params=params,
             options=chosen,
             recipe=prefix,
-            data=dataset.sha256 if dataset else "",
+            data=f"{dataset.name} {dataset.sha256}" if dataset else "",
         )
 
         def work(folder: Path, call: artifact.Call) -> Output:
@@ -165,7 +166,7 @@ class Stages:
             finally:
                 if path:
                     path.unlink(missing_ok=True)
-            if dataset and self._made_up(model):
+            if dataset and (self._made_up(model) or model.given):
                 return replace(output, note=f"calibrated on {dataset.name}; {output.note}")
             return output
 
@@ -211,7 +212,7 @@ class Stages:
         return data.synthetic(model) if self._made_up(model) else data.calibration(model)
 
     def _made_up(self, model: Model) -> bool:
-        return self.options.synthetic and not (model.data and model.data.calibration)
+        return self.options.synthetic and not data.calibrates(model)
 
 
 def _shared(module: ModuleType) -> list[Path]:
@@ -235,11 +236,12 @@ def _calibrate(dataset: data.Dataset, like: Artifact, params: dict[str, Any], fo
     """Write the first ``samples`` of the data, prepared as the file wants its input, for the converter's process."""
     import numpy as np
 
-    from edgepipe.agent.preprocess import prepare
-
-    inputs = prepare(dataset.inputs[: params.get("samples")], like.preprocessing, dataset.layout)
+    few = dataset.first(params["samples"]) if "samples" in params else dataset
     path = folder / _CALIBRATION
-    np.savez(path, **{like.inputs[0].name: inputs})
+    with zipfile.ZipFile(path, "w") as archive:  # not savez, whose own argument is called "file", as an input may be
+        for name, values in few.feeds(like.inputs, like.preprocessing).items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
     return path
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import cache, data, plugins, recipe, stats
-from edgepipe.errors import GateError, IntegrityError
+from edgepipe import cache, data, export, plugins, recipe, stats
+from edgepipe.errors import GateError, IntegrityError, UsageError
 from edgepipe.record import Accuracy, Rung
 from edgepipe.schema import Artifact
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _FEW = 64  # samples that suffice to rank layers by their noise
 UNKNOWN = "unknown"  # the recipe of a file that came without a manifest
 
+AGREEMENT = "agreement with the float model"  # the metric where there are no labels
 Outputs = list[Any]  # numpy arrays, one per model output, samples first
 
 
@@ -52,39 +53,54 @@ SAME_FILE = Tolerance(cosine=0.98, disagreement=0.05)
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rungs climbed so far, the accuracy on each, and the outputs of the last one."""
+    """The rungs climbed so far, the accuracy on each, and the outputs of the last one and of the float model."""
 
     accuracy: Accuracy
     parity: list[Rung]
     outputs: Outputs
+    reference: Outputs
 
 
 def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
-    """Climb the host's rungs: framework, compressed, exported, quantized.
+    """Climb the host's rungs: framework (or the file the model is), compressed, exported, quantized.
 
     Raises:
         IntegrityError: a rung departs from the one before by more than its tolerance.
     """
     task = plugins.task(model.task)
-    before: Outputs | None = framework(model, dataset) if model.module is not None else None
-    accuracy = Accuracy(metric=task.METRIC, samples=len(dataset.inputs), dataset=dataset.name)
-    accuracy = replace(accuracy, baseline=_metric(task, before, dataset))
+    reference = _reference(model, made, dataset)
+    before = reference
+    metric = task.METRIC if dataset.labels is not None else AGREEMENT
+    accuracy = Accuracy(metric=metric, samples=len(dataset.inputs), dataset=dataset.name)
+    accuracy = replace(accuracy, baseline=_score(task, before, dataset, reference))
     _check_floor(model, accuracy)
     parity: list[Rung] = []
-    if made.model is not model and before is not None:
+    if made.model is not model:
         after = framework(made.model, dataset)
         parity.append(compare("compressed", before, after, task, LOSSY))
         before = after
-    accuracy = replace(accuracy, compressed=_metric(task, before, dataset))
+    accuracy = replace(accuracy, compressed=_score(task, before, dataset, reference))
     for artifact in made.stages:
         after = outputs_of(artifact, dataset)
         name, tolerance = _rung_of(artifact)
-        if before is not None:
-            parity.append(compare(name, before, after, task, tolerance))
+        parity.append(compare(name, before, after, task, tolerance))
         before = after
-    assert before is not None
-    accuracy = replace(accuracy, exported=_metric(task, before, dataset))
-    return Ladder(accuracy, parity, before)
+    accuracy = replace(accuracy, exported=_score(task, before, dataset, reference))
+    return Ladder(accuracy, parity, before, reference)
+
+
+def _reference(model: Model, made: Made, dataset: Dataset) -> Outputs:
+    """What the model itself answers: its module, or its file; its first export where nothing here runs such files."""
+    if model.module is not None:
+        return framework(model, dataset)
+    from edgepipe.agent import runtimes
+
+    try:
+        runtimes.runtime_for(model.format)
+    except UsageError:
+        return outputs_of(made.stages[0], dataset)
+    assert model.path is not None
+    return outputs_of(export.artifact_of_file(model.path, model), dataset)
 
 
 def _rung_of(artifact: Artifact) -> tuple[str, Tolerance]:
@@ -101,8 +117,8 @@ def on_device(ladder: Ladder, outputs: Outputs, dataset: Dataset, task_name: str
     """Add the board's rung: what the board answered to the same inputs."""
     task = plugins.task(task_name)
     rung = compare("on_device", ladder.outputs, outputs, task, SAME_FILE)
-    accuracy = replace(ladder.accuracy, on_device=_metric(task, outputs, dataset))
-    return Ladder(accuracy, [*ladder.parity, rung], outputs)
+    accuracy = replace(ladder.accuracy, on_device=_score(task, outputs, dataset, ladder.reference))
+    return replace(ladder, accuracy=accuracy, parity=[*ladder.parity, rung], outputs=outputs)
 
 
 def judge(ladder: Ladder, max_drop: float | None, where: str) -> None:
@@ -138,7 +154,9 @@ def outputs_of(artifact: Artifact, dataset: Dataset, *, optimize: bool = False) 
     from edgepipe.agent import runtimes
 
     def run() -> Outputs:
-        return runner.run_file(artifact, {"inputs": dataset.inputs}, optimize=optimize).outputs
+        raw = {"inputs": dataset.inputs}  # smaller than what becomes of it
+        fed = dataset.feeds(artifact.inputs, artifact.preprocessing) if dataset.more else raw
+        return runner.run_file(artifact, fed, optimize=optimize).outputs
 
     versions = cache.versions(runtimes.find(runtimes.runtime_for(artifact.format)).PACKAGES)
     key = cache.key("outputs", file=artifact.sha256, data=dataset.sha256, optimize=optimize, runtime=versions)
@@ -146,17 +164,29 @@ def outputs_of(artifact: Artifact, dataset: Dataset, *, optimize: bool = False) 
 
 
 def scorer(model: Model, dataset: Dataset | None) -> Callable[[Artifact], float | None] | None:
-    """A function that scores a file by the model's own metric on the host; None without labelled data."""
-    if dataset is None or dataset.labels is None:
+    """A function that scores a file on the host by the model's own metric; None without data.
+
+    Without labels it is the agreement with the module, or with the first file it is asked to score.
+    """
+    if dataset is None:
         return None
     task = plugins.task(model.task)
-    return lambda artifact: _metric(task, outputs_of(artifact, dataset), dataset)
+    reference: Outputs | None = None
+
+    def score(artifact: Artifact) -> float | None:
+        nonlocal reference
+        found = outputs_of(artifact, dataset)
+        if dataset.labels is None and reference is None:
+            reference = framework(model, dataset) if model.module is not None else found
+        return _score(task, found, dataset, reference)
+
+    return score
 
 
 def judge_of(model: Model) -> Judge | None:
     """What a choice between candidate files is made by: the validation set, else the calibration set, else None."""
     dataset = data.validation(model)
-    if dataset is None and model.data and model.data.calibration:
+    if dataset is None and data.calibrates(model):
         dataset = data.calibration(model)
     return Judge(plugins.task(model.task), dataset) if dataset else None
 
@@ -222,8 +252,15 @@ def compare(name: str, before: Outputs, after: Outputs, task: Any, tolerance: To
     return Rung(name, float(delta.max()), float(delta.mean()), min(cosine, 1.0), disagreement, note)
 
 
-def _metric(task: Any, outputs: Outputs | None, dataset: Dataset) -> float | None:
-    if outputs is None or dataset.labels is None:
+def _score(task: Any, outputs: Outputs, dataset: Dataset, reference: Outputs | None) -> float | None:
+    """The task's metric; without labels the share of answers that are the same as ``reference``'s."""
+    if dataset.labels is None:
+        return 1.0 - float(task.disagreement(reference, outputs)) if reference is not None else None
+    return _metric(task, outputs, dataset)
+
+
+def _metric(task: Any, outputs: Outputs, dataset: Dataset) -> float | None:
+    if dataset.labels is None:
         return None
     value = float(task.metric(outputs, dataset.labels))
     return value if math.isfinite(value) else None
@@ -239,13 +276,11 @@ def _torch_outputs(model: Model, dataset: Dataset, batch: int = 250) -> Outputs:
     import numpy as np
     import torch
 
-    from edgepipe.agent.preprocess import prepare
-
     parts: list[Outputs] = []
     with torch.inference_mode():
         for start in range(0, len(dataset.inputs), batch):
-            raw = dataset.inputs[start : start + batch]
-            result = model.module(torch.from_numpy(prepare(raw, model.preprocessing, dataset.layout)))
+            feeds = dataset.part(slice(start, start + batch), "").feeds(model.inputs, model.preprocessing)
+            result = model.module(*(torch.from_numpy(feeds[spec.name]) for spec in model.inputs))
             found = result if isinstance(result, (list, tuple)) else [result]
             parts.append([tensor.float().numpy() for tensor in found])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]

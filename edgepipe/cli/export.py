@@ -24,6 +24,9 @@ def command(
     batch: options.Batch = 1,
     evaluation: options.Samples = "auto",
     input_shape: options.InputShape = "",
+    calibration: options.Calibration = "",
+    preprocessing: options.Preprocessing = "",
+    task: options.Task = "",
     synthetic: options.Synthetic = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -43,6 +46,9 @@ def command(
         evaluation=evaluation,
         input_shape=options.shape(input_shape),
         synthetic=synthetic,
+        calibration=calibration,
+        preprocessing=preprocessing,
+        task=task,
     )
     with console.open_progress(quiet=quiet) as progress:
         result = convert.convert(request, progress)

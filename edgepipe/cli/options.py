@@ -70,6 +70,28 @@ Synthetic = Annotated[
         "--synthetic-calibration", help="Calibrate on made-up data where the model has none; the report says so."
     ),
 ]
+Calibration = Annotated[
+    str,
+    typer.Option(
+        "--calibration",
+        help="Raw data to calibrate on: a .npz with arrays named as the inputs, a .npy, or a folder of these or of "
+        "images. A quarter is held out to judge by.",
+    ),
+]
+Preprocessing = Annotated[
+    str,
+    typer.Option(
+        "--preprocessing",
+        help="How raw data becomes input, for models without a card: 'layout=NCHW scale=1/255 mean=0.5 std=0.2 "
+        "color=RGB range=0,255', or a TOML file.",
+    ),
+]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task", help="What a model without a card does, e.g. image-classification: what the same answer is."
+    ),
+]
 AllowFallback = Annotated[
     bool,
     typer.Option("--allow-fallback", help="Take it as it is where a quantised file runs in float; else exit 4."),

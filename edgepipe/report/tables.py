@@ -234,7 +234,8 @@ def _ladder(accuracy: Accuracy | None, parity: Sequence[Rung], console: Console)
         named = ("baseline", "compressed", "exported", "on_device")
         values = ", ".join(f"{name} {score(getattr(accuracy, name), accuracy)}" for name in named)
         reason = f" ({accuracy.reason})" if accuracy.reason else ""
-        console.print(_text(f"{accuracy.metric} on {accuracy.samples:,} samples: {values}{reason}"))
+        told = accuracy.dataset if "samples of" in accuracy.dataset else f"{accuracy.samples:,} samples"
+        console.print(_text(f"{accuracy.metric} on {told}: {values}{reason}"))
     if not parity:
         return
     table = _table("against the rung before", "max abs", "mean abs", "cosine", "disagree", "note", numbers=(1, 2, 3, 4))

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def from_function(ref: str, card: Card) -> Loaded:
             f"{ref} returned a {type(module).__name__}, not a torch module", ref, "return a torch.nn.Module"
         )
     if not card.inputs and hasattr(module, "input_shape"):
-        card = Card(name=card.name, inputs=[TensorSpec("input", [int(size) for size in module.input_shape])])
+        card = replace(card, inputs=[TensorSpec("input", [int(size) for size in module.input_shape])])
     digest = _hash_state(module)
     # The graph says what the code does; its source files alone would miss what they import.
     graph = _trace(module.eval(), _shapes(card, ref), ref)
