@@ -18,7 +18,7 @@ class FakeModel:
     inputs: list = dataclasses.field(default_factory=lambda: [TensorSpec("x", [-1, 1, 4, 4], layout="NCHW")])
     preprocessing: Preprocessing = dataclasses.field(default_factory=lambda: Preprocessing("NCHW"))
     labels: list = dataclasses.field(default_factory=lambda: ["a", "b", "c"])
-    given: Any = None
+    given: object = None
 
 
 def good(count=5):
