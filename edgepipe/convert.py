@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from edgepipe import artifact, codec, data, export, given, model, verify
 from edgepipe import recipe as recipes
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import UsageError
+from edgepipe.given import Said
 from edgepipe.record import Payoff
 from edgepipe.schema import Artifact
 
@@ -34,12 +35,9 @@ class Request:
     dynamic: bool = False
     batch: int = 1
     evaluation: str = "auto"
-    input_shape: list[int] | None = None
+    said: Said = field(default_factory=Said)
     synthetic: bool = False
     weigh: bool = False
-    calibration: str = ""
-    preprocessing: str = ""
-    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def convert(request: Request, progress: Progress) -> Result:
         GateError: the loss is larger than ``max_drop``; nothing is written.
     """
     request = replace(request, recipe=recipes.plain(request.recipe))
-    source = given.load(request.model, request.input_shape, request.calibration, request.preprocessing, request.task)
+    source = given.load(request.model, request.said)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
     wanted = ExportOptions(

@@ -29,6 +29,7 @@ from edgepipe import (
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
+from edgepipe.given import Said
 from edgepipe.journal import Journal
 from edgepipe.record import Report
 from edgepipe.schema import Artifact, Board, Manifest, Plan, RunOptions
@@ -62,11 +63,8 @@ class Request:
     evaluation: str = "auto"
     opset: int | None = None
     dynamic: bool = False
-    input_shape: list[int] | None = None
+    said: Said = field(default_factory=Said)
     synthetic: bool = False
-    calibration: str = ""
-    preprocessing: str = ""
-    task: str = ""
     activate: bool = True
     wait: float = 0.0
     rate_limit: float = 0.0
@@ -103,7 +101,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     """
     request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
-    source = given.load(request.model, request.input_shape, request.calibration, request.preprocessing, request.task)
+    source = given.load(request.model, request.said)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     dataset = data.evaluation(source, request.evaluation)
     with board.connect(target, bench.owner(), progress, wait=request.wait) as client:
@@ -137,7 +135,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     """
     request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
-    source = given.load(request.model, request.input_shape, request.calibration, request.preprocessing, request.task)
+    source = given.load(request.model, request.said)
     export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
     steps = ["connect", "compress", "export", "verify", "push", "verify on the board", "measure", "activate", "report"]
     return {

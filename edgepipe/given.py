@@ -10,7 +10,7 @@ import math
 import tempfile
 import tomllib
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,20 +40,28 @@ _LISTS = ("mean", "std", "range")
 _COLORS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 
 
-def load(
-    ref: str, input_shape: Sequence[int] | None = None, calibration: str = "", preprocessing: str = "", task: str = ""
-) -> Model:
+@dataclass(frozen=True)
+class Said:
+    """What the user says of a model on the command line, as text; empty where nothing was said."""
+
+    input_shape: Sequence[int] | None = None
+    calibration: str = ""
+    preprocessing: str = ""
+    task: str = ""
+
+
+def load(ref: str, said: Said) -> Model:
     """Load a model as `edgepipe.model.load` does, with what the user says of it.
 
     Raises:
         UsageError: an option is wrong, or the data does not fit the model.
         IntegrityError: a file of the data is damaged, or what `edgepipe.model.load` raises.
     """
-    said = parse(preprocessing) if preprocessing else None
-    found = model.load(ref, input_shape, preprocessing=said, task=task)
-    if said and found.inputs:
-        _check_fits(said, found)
-    return attach(found, Path(calibration).expanduser()) if calibration else found
+    preprocessing = parse(said.preprocessing) if said.preprocessing else None
+    found = model.load(ref, said.input_shape, preprocessing=preprocessing, task=said.task)
+    if preprocessing and found.inputs:
+        _check_fits(preprocessing, found)
+    return attach(found, Path(said.calibration).expanduser()) if said.calibration else found
 
 
 def parse(text: str) -> Preprocessing:

@@ -54,7 +54,7 @@ def command(
         how = search_options.how(model, target, host, to, profile, threads, batch, evaluation, input_shape, synthetic)
         search_options.run(how, budget, output, trials, minutes, as_json=json, quiet=quiet)
         return
-    from edgepipe import convert, honesty
+    from edgepipe import convert, given, honesty
 
     request = convert.Request(
         model=model,
@@ -63,7 +63,7 @@ def command(
         folder=Path(output),
         max_drop=options.fraction(max_drop, "--max-drop"),
         evaluation=evaluation,
-        input_shape=options.shape(input_shape),
+        said=given.Said(options.shape(input_shape)),
         synthetic=synthetic,
         weigh=True,
     )

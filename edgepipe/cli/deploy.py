@@ -40,7 +40,7 @@ def command(
     quiet: options.Quiet = False,
 ) -> None:
     """Compress, export, verify, push, measure on the board, activate and report, in one go."""
-    from edgepipe import bench, config, deploy, schema
+    from edgepipe import bench, config, deploy, given, schema
 
     defaults = config.read()
     request = deploy.Request(
@@ -56,11 +56,8 @@ def command(
         evaluation=evaluation,
         opset=opset or None,
         dynamic=dynamic,
-        input_shape=options.shape(input_shape),
+        said=given.Said(options.shape(input_shape), calibration, preprocessing, task),
         synthetic=synthetic,
-        calibration=calibration,
-        preprocessing=preprocessing,
-        task=task,
         wait=options.seconds(wait, "--wait"),
         rate_limit=options.rate(limit_rate, "--limit-rate"),
         allow_fallback=allow_fallback,

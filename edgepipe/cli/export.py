@@ -32,7 +32,7 @@ def command(
     quiet: options.Quiet = False,
 ) -> None:
     """Export a model: compress by the recipe, convert, verify, and write the files and their manifests."""
-    from edgepipe import convert
+    from edgepipe import convert, given
 
     request = convert.Request(
         model=model,
@@ -44,11 +44,8 @@ def command(
         dynamic=dynamic,
         batch=batch,
         evaluation=evaluation,
-        input_shape=options.shape(input_shape),
+        said=given.Said(options.shape(input_shape), calibration, preprocessing, task),
         synthetic=synthetic,
-        calibration=calibration,
-        preprocessing=preprocessing,
-        task=task,
     )
     with console.open_progress(quiet=quiet) as progress:
         result = convert.convert(request, progress)

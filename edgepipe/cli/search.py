@@ -35,7 +35,7 @@ def how(
     synthetic: bool,
 ) -> Request:
     """The flags that say what is deployed where, as a deployment has them."""
-    from edgepipe import bench, deploy
+    from edgepipe import bench, deploy, given
     from edgepipe.schema import RunOptions
 
     return deploy.Request(
@@ -46,7 +46,7 @@ def how(
         plan=bench.plan(profile),
         options=RunOptions(threads=threads, batch=batch),
         evaluation=evaluation,
-        input_shape=options.shape(input_shape),
+        said=given.Said(options.shape(input_shape)),
         synthetic=synthetic,
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import export, model
+from edgepipe import export, given
 from edgepipe.budget import HOST, Budget
 from edgepipe.errors import EdgepipeError, GateError, UsageError, from_wire
 from edgepipe.journal import Journal
@@ -66,7 +66,7 @@ def run(request: Request, progress: Progress) -> Outcome:
         LinkError, BoardError: the board can't be reached, or lacks a runtime.
     """
     how = request.how
-    source = model.load(how.model, input_shape=how.input_shape)
+    source = given.load(how.model, how.said)
     export.check(source, BASELINE, how.formats)
     output.check_folder(request.folder)
     work = Work.open(how, request.budget, source, progress)

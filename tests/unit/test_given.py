@@ -8,6 +8,7 @@ import pytest
 from edgepipe import convert, data, export, given
 from edgepipe.cache import Cache, hash_file
 from edgepipe.errors import EdgepipeError, GateError, IntegrityError, UsageError
+from edgepipe.given import Said
 from edgepipe.progress import Silent
 from edgepipe.schema import Preprocessing
 from tests.unit import formats_kit as kit
@@ -31,6 +32,10 @@ def bare(name):
     return folder / NAMES[name]
 
 
+def loaded(ref, **words):
+    return given.load(ref, Said(**words))
+
+
 def samples(name, count=16):
     return kit.prepared("NHWC" if name == "tflite" else "NCHW")[:count]
 
@@ -39,7 +44,7 @@ def samples(name, count=16):
 def test_a_bare_file_is_quantised_on_data_of_the_users_and_judged_on_what_was_held_out(name, tmp_path):
     path = tmp_path / "calib.npz"
     np.savez(path, samples(name))
-    request = convert.Request(str(bare(name)), (name,), tmp_path / "out", "int8", 0.1, calibration=str(path))
+    request = convert.Request(str(bare(name)), (name,), tmp_path / "out", "int8", 0.1, said=Said(calibration=str(path)))
     kit.use_home()
     result = convert.convert(request, Silent())
     (made,) = result.exports
@@ -67,7 +72,7 @@ def test_the_gate_of_a_bare_file_is_agreement(tmp_path, monkeypatch):
     np.save(tmp_path / "calib.npy", samples("onnx"))
     monkeypatch.setattr(null, "disagreement", lambda a, b: 0.0 if np.array_equal(a[0], b[0]) else 0.04)
     request = convert.Request(
-        str(bare("onnx")), ("onnx",), tmp_path, "int8", 0.01, calibration=str(tmp_path / "calib.npy")
+        str(bare("onnx")), ("onnx",), tmp_path, "int8", 0.01, said=Said(calibration=str(tmp_path / "calib.npy"))
     )
     with pytest.raises(GateError, match=r"agreement fell by 4\.00%"):
         convert.convert(request, Silent())
@@ -82,19 +87,19 @@ def test_images_go_through_the_declared_preprocessing(tmp_path):
     folder.mkdir()
     for place, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{place}.png")
-    found = given.load(str(bare("onnx")), calibration=str(folder), preprocessing=DECLARED)
+    found = loaded(str(bare("onnx")), calibration=str(folder), preprocessing=DECLARED)
     held = np.arange(8) % 4 == 3
     fed = found.given.calibration.feeds(found.inputs, found.preprocessing)["image"]
     assert np.allclose(fed, kit.prepared("NCHW", 8)[~held], atol=1e-6)
     assert found.raw_layout == "NHWC"
     with pytest.raises(UsageError, match="images need the preprocessing"):
-        given.load(str(bare("onnx")), calibration=str(folder))
+        loaded(str(bare("onnx")), calibration=str(folder))
     Image.fromarray(pixels[0][:5]).save(folder / "9.png")
     with pytest.raises(UsageError, match="8 x 5, the model takes 8 x 8"):
-        given.load(str(bare("onnx")), calibration=str(folder), preprocessing=DECLARED)
+        loaded(str(bare("onnx")), calibration=str(folder), preprocessing=DECLARED)
     (folder / "9.png").write_bytes(b"no image")
     with pytest.raises(IntegrityError, match="not an image"):
-        given.load(str(bare("onnx")), calibration=str(folder), preprocessing=DECLARED)
+        loaded(str(bare("onnx")), calibration=str(folder), preprocessing=DECLARED)
 
 
 def test_two_inputs_are_fed_by_name(tmp_path):
@@ -111,17 +116,21 @@ def test_two_inputs_are_fed_by_name(tmp_path):
     onnx_kit.samples(tmp_path / "two.npz", right=right, left=left)
     kit.use_home()
     request = convert.Request(
-        path, ("onnx", "openvino"), tmp_path / "out", "int8", calibration=str(tmp_path / "two.npz")
+        path,
+        ("onnx", "openvino"),
+        tmp_path / "out",
+        "int8",
+        said=Said(said=Said(calibration=str(tmp_path / "two.npz"))),
     )
     for made in convert.convert(request, Silent()).exports:
         assert made.ladder.accuracy.samples == 15
         assert made.ladder.parity[-1].cosine > 0.999
     np.savez(tmp_path / "one.npz", left=left)
     with pytest.raises(UsageError, match="the data has arrays left; the inputs are left, right"):
-        given.load(path, calibration=str(tmp_path / "one.npz"))
+        loaded(path, calibration=str(tmp_path / "one.npz"))
     np.savez(tmp_path / "uneven.npz", left=left, right=right[:3])
     with pytest.raises(UsageError, match=r"\[3, 60\] samples"):
-        given.load(path, calibration=str(tmp_path / "uneven.npz"))
+        loaded(path, calibration=str(tmp_path / "uneven.npz"))
 
 
 def test_a_folder_of_arrays_is_joined_in_the_order_of_names(tmp_path):
@@ -130,20 +139,20 @@ def test_a_folder_of_arrays_is_joined_in_the_order_of_names(tmp_path):
     np.save(folder / "b.npy", samples("onnx")[1])
     np.savez(folder / "a.npz", image=samples("onnx")[:1])
     np.savez(folder / "c.npz", samples("onnx")[2:5])
-    found = given.load(str(bare("onnx")), calibration=str(folder)).given
+    found = loaded(str(bare("onnx")), calibration=str(folder)).given
     assert np.array_equal(found.calibration.inputs, samples("onnx")[[0, 1, 2, 4]])
     assert np.array_equal(found.held.inputs, samples("onnx")[[3]])
     np.save(folder / "d.npy", samples("onnx")[0][:, :4])
     with pytest.raises(UsageError, match="differ in shape"):
-        given.load(str(bare("onnx")), calibration=str(folder))
+        loaded(str(bare("onnx")), calibration=str(folder))
     (folder / "notes.txt").write_text("x")
     with pytest.raises(UsageError, match=r"notes\.txt is no sample"):
-        given.load(str(bare("onnx")), calibration=str(folder))
+        loaded(str(bare("onnx")), calibration=str(folder))
 
 
 def test_one_sample_leaves_nothing_to_judge_by(tmp_path):
     np.save(tmp_path / "one.npy", samples("onnx", 1))
-    found = given.load(str(bare("onnx")), calibration=str(tmp_path / "one.npy"))
+    found = loaded(str(bare("onnx")), calibration=str(tmp_path / "one.npy"))
     assert found.given.held is None
     assert data.evaluation(found) is None
 
@@ -151,7 +160,7 @@ def test_one_sample_leaves_nothing_to_judge_by(tmp_path):
 def test_data_takes_the_place_of_the_cards(tmp_path):
     images = np.load(kit.tiny().folder / "evaluation.npz")["inputs"][:9]
     np.savez(tmp_path / "mine.npz", images)
-    found = given.load(str(kit.tiny().folder), calibration=str(tmp_path / "mine.npz"))
+    found = loaded(str(kit.tiny().folder), calibration=str(tmp_path / "mine.npz"))
     assert data.calibration(found).inputs.shape == (7, 8, 8, 3)
     assert data.calibration(found).layout == "NHWC"
     assert data.evaluation(found).name == "evaluation"
@@ -178,7 +187,7 @@ def test_data_that_does_not_fit_is_one_clear_error(make, says, tmp_path):
     with np.errstate(all="ignore"):
         np.savez(path, image=make(samples("onnx")))
     with pytest.raises(UsageError, match=says) as caught:
-        given.load(str(bare("onnx")), calibration=str(path))
+        loaded(str(bare("onnx")), calibration=str(path))
     assert str(path) in caught.value.where
     assert caught.value.fix
 
@@ -190,16 +199,16 @@ def test_damaged_and_missing_data(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("calib.npz", "calib.npy", "pickled.npy"):
         with pytest.raises(IntegrityError, match="can't be read"):
-            given.load(str(bare("onnx")), calibration=str(tmp_path / name))
+            loaded(str(bare("onnx")), calibration=str(tmp_path / name))
     for name, says in (("empty", "no samples"), ("none.npz", "no such data")):
         with pytest.raises(UsageError, match=says):
-            given.load(str(bare("onnx")), calibration=str(tmp_path / name))
+            loaded(str(bare("onnx")), calibration=str(tmp_path / name))
 
 
 def test_values_outside_the_declared_range_are_refused(tmp_path):
     np.savez(tmp_path / "done.npz", samples("onnx"))
     with pytest.raises(UsageError, match="raw data lies in 0 to 255"):
-        given.load(str(bare("onnx")), calibration=str(tmp_path / "done.npz"), preprocessing=DECLARED)
+        loaded(str(bare("onnx")), calibration=str(tmp_path / "done.npz"), preprocessing=DECLARED)
 
 
 def test_integers_must_fit_the_input(tmp_path):
@@ -214,7 +223,7 @@ def test_integers_must_fit_the_input(tmp_path):
     for values, says in ((np.full((4, 3), 1 << 40), "beyond int32"), (np.ones((4, 3), "f"), "takes int32")):
         np.savez(tmp_path / "t.npz", values)
         with pytest.raises(UsageError, match=says):
-            given.load(str(path), calibration=str(tmp_path / "t.npz"))
+            loaded(str(path), calibration=str(tmp_path / "t.npz"))
 
 
 def test_preprocessing_is_read_from_words_and_from_a_file(tmp_path):
@@ -248,15 +257,15 @@ def test_preprocessing_is_read_from_words_and_from_a_file(tmp_path):
 )
 def test_preprocessing_that_makes_no_sense(text, says):
     with pytest.raises(UsageError, match=says):
-        given.load(str(bare("onnx")), preprocessing=text)
+        loaded(str(bare("onnx")), preprocessing=text)
 
 
 def test_what_a_card_says_is_not_said_again():
     for words in ({"preprocessing": DECLARED}, {"task": "image-classification"}):
         with pytest.raises(EdgepipeError, match="models without a card"):
-            given.load(str(kit.tiny().folder), **words)
+            loaded(str(kit.tiny().folder), **words)
     with pytest.raises(UsageError, match="no such task"):
-        given.load(str(bare("onnx")), task="juggling")
+        loaded(str(bare("onnx")), task="juggling")
 
 
 def test_the_cache_tells_data_apart(tmp_path):
@@ -265,6 +274,6 @@ def test_the_cache_tells_data_apart(tmp_path):
     for seed in (0, 1):
         values = samples("onnx") * (1 + seed)
         np.savez(tmp_path / "calib.npz", values)
-        found = given.load(str(bare("onnx")), calibration=str(tmp_path / "calib.npz"))
+        found = loaded(str(bare("onnx")), calibration=str(tmp_path / "calib.npz"))
         made.append(export.make(found, "int8", "onnx", cache=Cache(kit.home() / "work")).artifact.sha256)
     assert made[0] != made[1]
