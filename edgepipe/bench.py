@@ -15,7 +15,7 @@ from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import portable
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, GateError, LinkError, UsageError
 from edgepipe.record import Measurement, ModelFacts, Report
-from edgepipe.schema import Artifact, Board, Manifest, Plan, RawRun, RunOptions
+from edgepipe.schema import Artifact, Board, Manifest, Plan, RawRun, RunOptions, SelfTest
 
 if TYPE_CHECKING:
     from edgepipe.board import BoardClient
@@ -47,10 +47,10 @@ def plan(profile: str) -> Plan:
     return PROFILES[profile]
 
 
-def manifest_of(artifact: Artifact) -> Manifest:
+def manifest_of(artifact: Artifact, selftest: SelfTest | None = None) -> Manifest:
     """The release a board gets for this artifact. It names the files, never a path of the host."""
     name = f"{artifact.model or 'model'}-{artifact.format}"[:64]
-    return Manifest(name=name, artifact=portable(artifact), runtime=runtime_for(artifact.format))
+    return Manifest(name=name, artifact=portable(artifact), runtime=runtime_for(artifact.format), selftest=selftest)
 
 
 def files_of(artifact: Artifact) -> list[Source]:

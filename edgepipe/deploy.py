@@ -19,6 +19,7 @@ from edgepipe import (
     executed,
     export,
     given,
+    golden,
     honesty,
     leftovers,
     preflight,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from edgepipe.board import BoardClient
     from edgepipe.convert import Export
     from edgepipe.data import Dataset
+    from edgepipe.link._push import Source
     from edgepipe.model import Model
     from edgepipe.progress import Progress
     from edgepipe.targets import Target
@@ -91,6 +93,7 @@ class _Candidate:
     bytes_wire: int = 0
     inputs: str | None = None
     export: Export | None = None
+    golden: list[Source] = field(default_factory=list)
 
 
 def deploy(request: Request, progress: Progress) -> Outcome:
@@ -207,13 +210,14 @@ def _prepare(
     made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, weigh=True)
     for caution in preflight.check(made.artifact, facts, f"{source.name} {request.recipe} on {target.name}"):
         progress.note(caution)
-    manifest = bench.manifest_of(made.artifact)
+    test = golden.make(made.artifact, dataset)
+    manifest = bench.manifest_of(made.artifact, test.test if test else None)
     report = bench.blank_report(source.facts, made.artifact, facts, request.target, manifest)
     report = replace(report, recipe=request.recipe, steps=made.made.steps)
     if made.ladder:
         report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
         verify.judge(made.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}, on the host")
-    return _Candidate(made.artifact, manifest, report, made.ladder, export=made)
+    return _Candidate(made.artifact, manifest, report, made.ladder, export=made, golden=test.blobs if test else [])
 
 
 def options_for(request: Request, target: Target, facts: Board) -> ExportOptions:
@@ -246,13 +250,14 @@ def _push_and_verify(
     ``packed`` is the dataset as a blob with its sha256, the same for all candidates where the model has one input.
     """
     before = client.bytes_wire
+    files = [*bench.files_of(candidate.artifact), *candidate.golden]
     if dataset is None or candidate.ladder is None:
-        candidate.bytes_sent = client.push(bench.files_of(candidate.artifact))
+        candidate.bytes_sent = client.push(files)
         candidate.bytes_wire = client.bytes_wire - before
         return
     artifact = candidate.artifact
     content, candidate.inputs = packed or bench.blob(dataset.feeds(artifact.inputs, artifact.preprocessing))
-    candidate.bytes_sent = client.push([*bench.files_of(candidate.artifact), (content, candidate.inputs)])
+    candidate.bytes_sent = client.push([*files, (content, candidate.inputs)])
     candidate.bytes_wire = client.bytes_wire - before
     name = candidate.manifest.name
     with progress.task(f"verify {name} on the board, {len(dataset.inputs)} samples", "s") as task:

@@ -12,7 +12,7 @@ from edgepipe.agent import runtimes
 from edgepipe.agent.precision import describe
 from edgepipe.errors import BoardError, UsageError
 from edgepipe.runner import run_file
-from edgepipe.schema import Manifest, Plan, Preprocessing, RunOptions, TensorSpec
+from edgepipe.schema import Manifest, Plan, Preprocessing, RunOptions, SelfTest, TensorSpec
 
 RNG = np.random.RandomState(0)
 WEIGHTS, BIAS = RNG.randn(3, 8).astype("f"), RNG.randn(3).astype("f")
@@ -211,6 +211,53 @@ def test_verify_on_the_agent_runs_all_samples(agent, linear, tools):
     with np.load(io.BytesIO(agent.ask("get", sha256=done["outputs"])["data"])) as file:
         np.testing.assert_allclose(file["1"], WANTED, **close)
         np.testing.assert_allclose(file["0"], SUMS, **close)
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_golden_samples_guard_the_activation(agent, linear, tools, tmp_path, data):
+    """What the host's file answered is held against the board's, on the board, before the link moves."""
+    from edgepipe import bench, golden
+    from edgepipe.data import Dataset
+
+    _, artifact = linear
+    made = golden.make(
+        artifact, Dataset("rows", X, None, "", tools.sha(X.tobytes() + artifact.format.encode())) if data else None
+    )
+    manifest = bench.manifest_of(artifact, made.test)
+    files = [(Path(artifact.path).parent / ref.name).read_bytes() for ref in artifact.files]
+    agent.push(*files, *[content for content, _ in made.blobs])
+    first = agent.good("activate", manifest=manifest)
+    assert first["changed"] and not agent.good("activate", manifest=manifest)["changed"]
+    with np.load(io.BytesIO(made.blobs[1][0])) as file:
+        wrong = {name: -file[name] - 1 for name in file.files}
+    content, sha = bench.blob(wrong)
+    agent.push(content)
+    other = bench.manifest_of(artifact, SelfTest(made.test.inputs, sha, made.test.atol))
+    error = agent.bad("activate", manifest=other)
+    assert error["kind"] == "IntegrityError" and "self-test failed on the board" in error["what"]
+    assert agent.good("status")["current"] == manifest.id
+
+
+def test_the_null_runtime_has_golden_samples_too(agent, tools, tmp_path):
+    from dataclasses import replace
+
+    from edgepipe import bench, golden
+
+    manifest, content = tools.null()
+    (tmp_path / "model.json").write_bytes(content)
+    artifact = replace(manifest.artifact, path=str(tmp_path / "model.json"))
+    made = golden.make(artifact, None)
+    agent.push(content, *[content for content, _ in made.blobs])
+    assert agent.good("activate", manifest=bench.manifest_of(artifact, made.test))["changed"]
+
+
+def test_without_data_and_with_free_dimensions_there_is_no_self_test(tools):
+    from edgepipe import golden
+
+    manifest, _ = tools.null()
+    free = tools.null()[0].artifact
+    free.inputs[:] = [TensorSpec("x", [-1, -1])]
+    assert golden.make(free, None) is None and manifest.artifact.inputs
 
 
 def test_a_damaged_file_is_an_error_in_the_runtimes_own_words(linear):

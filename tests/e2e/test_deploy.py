@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -99,6 +100,15 @@ def local(cli: Cli, deployed: Path) -> Cli:
     """A copy of that board for this test alone."""
     shutil.copytree(deployed, cli.home, symlinks=True)
     return cli
+
+
+@pytest.mark.slow
+def test_a_deployed_release_bears_golden_samples(local: Cli) -> None:
+    root = next(local.home.rglob("current")).parent
+    manifest = json.loads((root / "current" / "manifest.json").read_text())
+    test = manifest["selftest"]
+    assert test["atol"] > 0
+    assert all((root / "blobs" / test[part]).is_file() for part in ("inputs", "outputs"))
 
 
 def active(cli: Cli) -> tuple[str | None, str | None]:

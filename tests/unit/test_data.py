@@ -1,6 +1,7 @@
 import dataclasses
 import gzip
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
