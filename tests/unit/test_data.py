@@ -1,7 +1,6 @@
 import dataclasses
 import gzip
 import struct
-from typing import Any
 
 import numpy as np
 import pytest
