@@ -35,22 +35,26 @@ _ESTIMATOR = Path(__file__).with_name("calibrate.py")  # it imports numpy, and l
 
 
 def chain(model: Model, format_name: str) -> list[str]:
-    """Formats from the model's own to ``format_name``, each exported from the one before.
+    """Formats on the shortest way from the model to ``format_name``, each exported from the one before.
+
+    Every format says what it is exported from (``SOURCES``, the best first; "" is the framework's own module), and may
+    say why it is not from another (``WHY_NOT``).
 
     Raises:
         UsageError: there is no way.
     """
-    chain = [format_name]
-    if format_name == model.format and model.module is None:
-        return chain
-    while source := plugins.load("formats", chain[0], "export").SOURCE:
-        if source == model.format and model.module is None:
-            return chain
-        chain.insert(0, source)
-    if model.module is None and chain[0] != "null":
-        what = f"{format_name} can't be made from {model.format}"
-        raise UsageError(what, model.name, f"export to {model.format}, or start from the torch model")
-    return chain
+    start = "" if model.module is not None else model.format
+    if start == format_name:
+        return [format_name]  # the file itself, checked and taken in
+    ways = [[format_name]]
+    for way in ways:  # it grows while it is walked: breadth first
+        sources = plugins.load("formats", way[0], "export").SOURCES
+        if start in sources or way == ["null"]:
+            return way
+        ways += [[source, *way] for source in sources if source and source not in way]
+    why = getattr(plugins.load("formats", format_name, "export"), "WHY_NOT", {}).get(start, "there is no way")
+    fix = f"export to {start}, or start from the model it was made of"
+    raise UsageError(f"{format_name} can't be made from {start}: {why}", model.name, fix)
 
 
 @dataclass(frozen=True)

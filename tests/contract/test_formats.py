@@ -29,7 +29,8 @@ def test_export_parts(name, module):
     assert isinstance(module.LIBRARIES, tuple)
     fields = {"batch", "dynamic_batch", "opset", "ir_version", "layout", "reduce_range", "threads"}
     assert set(module.OPTIONS) <= fields
-    assert module.SOURCE == "" or module.SOURCE in [name for name, _ in parts("export")]
+    assert set(module.SOURCES) <= {"", *(other for other, _ in parts("export"))} - {name}
+    assert not set(getattr(module, "WHY_NOT", {})) & set(module.SOURCES)
     assert module.__doc__
     assert module.export.__doc__
 

@@ -12,7 +12,7 @@ from edgepipe.codec import canonical, to_dict
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCE = ""
+SOURCES = ("",)
 LIBRARIES: tuple[str, ...] = ()
 OPTIONS = ("batch", "dynamic_batch")
 FILE = "model.null"

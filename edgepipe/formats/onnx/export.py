@@ -13,7 +13,11 @@ from edgepipe.schema import TensorSpec
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCE = "torch"
+SOURCES = ("torch",)
+WHY_NOT = {
+    "tflite": "TFLite fuses activations and scales into operators that ONNX has no exact counterpart of",
+    "openvino": "OpenVINO's operators are its own, and it writes no other format",
+}
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 OPTIONS = ("batch", "dynamic_batch", "opset", "ir_version", "layout")
 FILE = "model.onnx"

@@ -1,4 +1,4 @@
-"""OpenVINO IR: from the exported ONNX file; the .xml carries the hash of its .bin, so that one hash covers both."""
+"""OpenVINO IR: from an ONNX or TFLite file; the .xml carries the hash of its .bin, so that one hash covers both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgepipe.schema import TensorSpec
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCE = "onnx"
+SOURCES = ("onnx", "tflite")
 LIBRARIES = ("openvino",)
 OPTIONS = ("batch", "dynamic_batch", "layout")
 FILES = ["model.xml", "model.bin"]
@@ -26,7 +26,7 @@ _TESTED = "use the tested version of openvino"
 
 
 def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
-    """Write ``model.xml`` and ``model.bin``, float32, from the ONNX file ``source``, or take the IR the model is.
+    """Write ``model.xml`` and ``model.bin``, float32, from the ONNX or TFLite file ``source``, or take the IR the model is.
 
     Raises:
         UsageError: a layout the file can't have, or a batch other than that of the user's own file.
@@ -63,6 +63,9 @@ def convert(
         shutil.copyfile(Path(source).with_suffix(".bin"), Path(target).with_suffix(".bin"))
     else:
         model = preflight.converted(source)
+        if source.endswith(".tflite"):
+            _name(model.inputs, inputs)
+            _name(model.outputs, outputs)
         if batch > 0:
             _fix_batch(model, batch)
         openvino.save_model(model, target, compress_to_fp16=False)
@@ -73,6 +76,15 @@ def convert(
         "inputs": _specs(inputs, loaded.inputs),
         "outputs": _specs(outputs, loaded.outputs),
     }
+
+
+def _name(ports: Any, specs: list[dict[str, Any]]) -> None:
+    """Give the ports the names that the interpreter knows them by: the frontend leaves off a number behind a colon."""
+    for port, spec in zip(ports, specs, strict=True):
+        name = spec["name"].partition(":")[0]
+        if len(specs) > 1 and name not in {each.partition(":")[0] for each in port.get_names()}:
+            raise IntegrityError(f"OpenVINO put the tensors in another order than the file, at {name}", name, _TESTED)
+        port.get_tensor().add_names({spec["name"]})
 
 
 def seal(target: str) -> int:

@@ -15,7 +15,8 @@ from edgepipe.schema import TensorSpec
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCE = "torch"
+SOURCES = ("torch",)
+WHY_NOT = {"openvino": "OpenVINO's operators are its own, and it writes no other format"}
 LIBRARIES = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
 OPTIONS = ("batch", "dynamic_batch", "layout")
 FILE = "model.tflite"

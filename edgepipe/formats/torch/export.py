@@ -15,7 +15,7 @@ from edgepipe.schema import TensorSpec
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCE = ""
+SOURCES = ("",)
 LIBRARIES = ("torch",)
 OPTIONS = ("batch", "dynamic_batch")
 FILE = "model.pt2"
