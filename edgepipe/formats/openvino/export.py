@@ -26,7 +26,7 @@ _TESTED = "use the tested version of openvino"
 
 
 def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
-    """Write ``model.xml`` and ``model.bin``, float32, from the ONNX or TFLite file ``source``, or take the IR the model is.
+    """Write ``model.xml`` and ``model.bin``, float32, from the ONNX or TFLite file ``source``, or take an IR.
 
     Raises:
         UsageError: a layout the file can't have, or a batch other than that of the user's own file.
