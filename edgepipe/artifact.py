@@ -31,9 +31,9 @@ class ExportOptions:
     """What an exported file must be like.
 
     ``opset`` and ``ir_version`` are upper limits (an old runtime on the board); ``layout`` asks for an input layout
-    other than the format's own; ``reduce_range`` keeps int8 weights to 7 bits, for x86 CPUs with AVX2 and no VNNI,
-    whose 8-bit products saturate; ``threads`` is for calibration on this machine; ``synthetic`` allows calibration on
-    made-up data where the model has none.
+    other than the format's own, ``fold`` for the preprocessing inside the file; ``reduce_range`` keeps int8 weights to
+    7 bits, for x86 CPUs with AVX2 and no VNNI, whose 8-bit products saturate; ``threads`` is for calibration on this
+    machine; ``synthetic`` allows calibration on made-up data where the model has none.
     """
 
     batch: int = 1
@@ -41,6 +41,7 @@ class ExportOptions:
     opset: int | None = None
     ir_version: int | None = None
     layout: str | None = None
+    fold: bool = False
     threads: int = 2
     reduce_range: bool = False
     synthetic: bool = False

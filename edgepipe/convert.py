@@ -34,6 +34,8 @@ class Request:
     opset: int | None = None
     dynamic: bool = False
     batch: int = 1
+    layout: str = ""
+    fold: bool = False
     evaluation: str = "auto"
     said: Said = field(default_factory=Said)
     synthetic: bool = False
@@ -98,11 +100,16 @@ def convert(request: Request, progress: Progress) -> Result:
     """
     request = replace(request, recipe=recipes.plain(request.recipe))
     source = given.load(request.model, request.said)
-    export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
-    dataset = data.evaluation(source, request.evaluation)
     wanted = ExportOptions(
-        batch=request.batch, dynamic_batch=request.dynamic, opset=request.opset, synthetic=request.synthetic
+        batch=request.batch,
+        dynamic_batch=request.dynamic,
+        opset=request.opset,
+        layout=request.layout or None,
+        fold=request.fold,
+        synthetic=request.synthetic,
     )
+    export.check(source, request.recipe, request.formats, wanted)
+    dataset = data.evaluation(source, request.evaluation)
     done = []
     for format_name in request.formats:
         item = prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, request.weigh)

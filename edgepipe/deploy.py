@@ -105,7 +105,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
     source = given.load(request.model, request.said)
-    export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
+    export.check(source, request.recipe, request.formats, asked(request))
     dataset = data.evaluation(source, request.evaluation)
     with board.connect(target, bench.owner(), progress, wait=request.wait) as client:
         client.rate_limit = request.rate_limit
@@ -139,7 +139,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
     source = given.load(request.model, request.said)
-    export.check(source, request.recipe, request.formats, synthetic=request.synthetic)
+    export.check(source, request.recipe, request.formats, asked(request))
     steps = ["connect", "compress", "export", "verify", "push", "verify on the board", "measure", "activate", "report"]
     return {
         "schema": "edgepipe.plan/1",
@@ -222,14 +222,14 @@ def _prepare(
 
 def options_for(request: Request, target: Target, facts: Board) -> ExportOptions:
     """What a file must be like to run on this board as the request asks."""
-    return ExportOptions(
-        batch=request.options.batch,
-        dynamic_batch=request.dynamic,
-        opset=request.opset or target.opset,
-        ir_version=target.ir_version,
-        reduce_range=saturates(facts),
-        synthetic=request.synthetic,
-    )
+    opset = request.opset or target.opset
+    return replace(asked(request), opset=opset, ir_version=target.ir_version, reduce_range=saturates(facts))
+
+
+def asked(request: Request) -> ExportOptions:
+    """What the request asks of a file, whatever the board."""
+    batch, opset = request.options.batch, request.opset
+    return ExportOptions(batch, dynamic_batch=request.dynamic, opset=opset, synthetic=request.synthetic)
 
 
 def saturates(facts: Board) -> bool:

@@ -11,6 +11,7 @@ from edgepipe import artifact, data, mixed, plugins, recipe, stats
 from edgepipe.artifact import ExportOptions, Output
 from edgepipe.cache import Cache
 from edgepipe.errors import GateError, UsageError
+from edgepipe.formats import _inputs
 from edgepipe.model import Model
 from edgepipe.model import load as load_model
 from edgepipe.progress import Silent
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from edgepipe.recipe import Action, Plan
 
 Evaluate = Callable[[Artifact], float | None]
+
+ADAPTED = "input"  # the step that folds the preprocessing in and changes the layout
 
 __all__ = ["ExportOptions", "Made", "artifact_of_file", "check", "formats", "make"]
 
@@ -62,15 +65,13 @@ def formats() -> list[str]:
     return found
 
 
-def check(model: Model, text: str, format_names: Iterable[str], *, synthetic: bool = False) -> None:
-    """Find out before any work whether a recipe can be followed for a model and all formats.
-
-    ``synthetic`` allows made-up calibration data where the model has none.
+def check(model: Model, text: str, format_names: Iterable[str], options: ExportOptions | None = None) -> None:
+    """Find out before any work whether a recipe can be followed for a model and all formats, as the options ask.
 
     Raises:
         UsageError: it can't; the error says why.
     """
-    parsed = recipe.parse(text)
+    parsed, options = recipe.parse(text), options or ExportOptions()
     for name in format_names:
         if name not in formats():
             raise plugins.unknown("format", name, formats())
@@ -84,7 +85,8 @@ def check(model: Model, text: str, format_names: Iterable[str], *, synthetic: bo
             if model.given and action.needs:
                 what = f"{action.text} changes the network and reads the data that model.toml names"
                 raise UsageError(what, "--calibration", "name the data there, in [data], or leave the step out")
-        if not synthetic and any(action.needs == "calibration" for action in (*plan.network, *plan.file)):
+        _check_input(model, name, options)
+        if not options.synthetic and any(action.needs == "calibration" for action in (*plan.network, *plan.file)):
             _check_data(model, str(parsed), name)
 
 
@@ -115,7 +117,7 @@ def make(
         DeadlineError: a converter hung.
     """
     options = options or ExportOptions()
-    check(model, text, [format_name], synthetic=options.synthetic)
+    check(model, text, [format_name], options)
     plan = recipe.plan(recipe.parse(text), format_name)
     listener = progress or cast("Progress", Silent())
     stages = Stages(model, format_name, options, listener, cache or Cache())
@@ -157,6 +159,22 @@ def _layout_of(shape: list[int], like: Model) -> str:
     if shape[1:] == like.inputs[0].shape[1:] or "C" not in own:
         return own
     return own.replace("C", "") + "C"
+
+
+def _check_input(model: Model, name: str, options: ExportOptions) -> None:
+    """Refuse what the format can't do with the input, or what makes no sense for the model."""
+    if options.dynamic_batch and name == "tflite":
+        raise UsageError("tflite files have a fixed batch", "--dynamic", "leave it out, or export to onnx")
+    if not options.layout and not options.fold:
+        return
+    if not model.inputs:
+        raise UsageError("the model has no inputs", model.name, "leave out --layout and --fold-preprocessing")
+    try:
+        plugins.load("formats", name, "adapt")
+    except UsageError:
+        where = "--layout, --fold-preprocessing"
+        raise UsageError(f"the input of {name} files can't be changed", where, "leave them out") from None
+    _inputs.check(model.preprocessing, model.inputs[0].dtype, options, model.name)
 
 
 def _check_training(model: Model, action: Action) -> None:
@@ -222,6 +240,10 @@ class _Walk:
             made.append(self._quantize(model, made[-1], action, prefix))
             self._step(action.name, action.params, made[-1], model, sparsity=self.steps[-1].sparsity)
             self._gate(action)
+        adapted = self.stages.adapt(model, made[-1])
+        if adapted:
+            made.append(adapted)
+            self._step(ADAPTED, {}, adapted, model, sparsity=self.steps[-1].sparsity)
         cached = cached and all(stage.cached for stage in made)
         return Made(made[-1].artifact, self.steps, [stage.artifact for stage in made], model, cached)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgepipe import artifact, channels, data, dataflow, edits, formats, isolate, network, plugins, training
 from edgepipe.cache import Cache, code, key, versions
 from edgepipe.errors import UsageError
+from edgepipe.formats import _inputs
 
 if TYPE_CHECKING:
     from edgepipe.artifact import ExportOptions, Output
@@ -175,6 +176,21 @@ class Stages:
             return output
 
         return self._stage(entry, f"{action.name} {model.name} ({self.format})", work, model, self.format, prefix)
+
+    def adapt(self, model: Model, before: FileStage) -> FileStage | None:
+        """Fold the preprocessing into the file of a stage, and change its layout, as the options ask; None for no."""
+        if not _inputs.wanted(before.artifact.preprocessing, self.options):
+            return None
+        module = plugins.load("formats", self.format, "adapt")
+        chosen = {"layout": self.options.layout, "fold": self.options.fold}
+        entry = self._key("adapt", before.key, module, options=chosen, recipe=before.artifact.recipe)
+
+        def work(folder: Path, call: artifact.Call) -> Output:
+            output: Output = module.adapt(before.artifact, folder, self.options, call)
+            return output
+
+        title = f"adapt the input of {model.name} ({self.format})"
+        return self._stage(entry, title, work, model, self.format, before.artifact.recipe)
 
     @staticmethod
     def _key(kind: str, parent: str, module: Any, **parts: Any) -> str:

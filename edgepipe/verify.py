@@ -80,9 +80,10 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
         parity.append(compare("compressed", before, after, task, LOSSY))
         before = after
     accuracy = replace(accuracy, compressed=_score(task, before, dataset, reference))
-    for artifact in made.stages:
+    for place, artifact in enumerate(made.stages):
         after = outputs_of(artifact, dataset)
-        name, tolerance = _rung_of(artifact)
+        adapted = place > 0 and artifact.recipe == made.stages[place - 1].recipe
+        name, tolerance = (export.ADAPTED, EXACT) if adapted else _rung_of(artifact)
         parity.append(compare(name, before, after, task, tolerance))
         before = after
     accuracy = replace(accuracy, exported=_score(task, before, dataset, reference))

@@ -22,6 +22,12 @@ def command(
     opset: options.Opset = 0,
     dynamic: options.Dynamic = False,
     batch: options.Batch = 1,
+    layout: Annotated[
+        str, typer.Option("--layout", help="Layout of the first input, e.g. NHWC; TFLite made of NCHW models is NHWC.")
+    ] = "",
+    fold: Annotated[
+        bool, typer.Option("--fold-preprocessing", help="Mean, std, scale and colour order inside the file.")
+    ] = False,
     evaluation: options.Samples = "auto",
     input_shape: options.InputShape = "",
     calibration: options.Calibration = "",
@@ -43,6 +49,8 @@ def command(
         opset=opset or None,
         dynamic=dynamic,
         batch=batch,
+        layout=layout.upper(),
+        fold=fold,
         evaluation=evaluation,
         said=given.Said(options.shape(input_shape), calibration, preprocessing, task),
         synthetic=synthetic,

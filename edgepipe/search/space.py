@@ -100,7 +100,7 @@ class Space:
 
     def _candidate(self, text: str, form: str) -> Candidate | None:
         try:
-            export.check(self._model, text, [form], synthetic=self._synthetic)
+            export.check(self._model, text, [form], export.ExportOptions(synthetic=self._synthetic))
             return Candidate(str(recipe.parse(text)), form)
         except UsageError:
             return None

@@ -27,12 +27,19 @@ def names_of(function):
 def test_export_parts(name, module):
     assert names_of(module.export) == ["model", "source", "folder", "options", "call"]
     assert isinstance(module.LIBRARIES, tuple)
-    fields = {"batch", "dynamic_batch", "opset", "ir_version", "layout", "reduce_range", "threads"}
+    fields = {"batch", "dynamic_batch", "opset", "ir_version", "reduce_range", "threads"}
     assert set(module.OPTIONS) <= fields
     assert set(module.SOURCES) <= {"", *(other for other, _ in parts("export"))} - {name}
     assert not set(getattr(module, "WHY_NOT", {})) & set(module.SOURCES)
     assert module.__doc__
     assert module.export.__doc__
+
+
+@pytest.mark.parametrize(("name", "module"), parts("adapt"), ids=lambda value: value if isinstance(value, str) else "")
+def test_adapt_parts(name, module):
+    assert names_of(module.adapt) == ["source", "folder", "options", "call"]
+    assert isinstance(module.LIBRARIES, tuple)
+    assert module.adapt.__doc__
 
 
 @pytest.mark.parametrize(("name", "module"), parts("load"), ids=lambda value: value if isinstance(value, str) else "")

@@ -120,7 +120,7 @@ def test_two_inputs_are_fed_by_name(tmp_path):
         ("onnx", "openvino"),
         tmp_path / "out",
         "int8",
-        said=Said(said=Said(calibration=str(tmp_path / "two.npz"))),
+        said=Said(calibration=str(tmp_path / "two.npz")),
     )
     for made in convert.convert(request, Silent()).exports:
         assert made.ladder.accuracy.samples == 15

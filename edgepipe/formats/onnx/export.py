@@ -19,7 +19,7 @@ WHY_NOT = {
     "openvino": "OpenVINO's operators are its own, and it writes no other format",
 }
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
-OPTIONS = ("batch", "dynamic_batch", "opset", "ir_version", "layout")
+OPTIONS = ("batch", "dynamic_batch", "opset", "ir_version")
 FILE = "model.onnx"
 
 # ONNX Runtime 1.19, the oldest one for supported boards, reads up to opset 21 and IR 10 (its release notes).
@@ -33,12 +33,9 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
     """Write ``model.onnx`` from the traced program ``source``, or from the ONNX file the model is.
 
     Raises:
-        UsageError: a layout or a batch the file can't have, or an opset or IR version it can't be brought down to.
+        UsageError: a batch the file can't have, or an opset or IR version it can't be brought down to.
         IntegrityError: the file does not load, or conversion changed what it computes.
     """
-    own = model.preprocessing.layout
-    if options.layout and options.layout != own:
-        raise UsageError(f"onnx keeps the model's layout {own or '(none)'}", f"layout {options.layout}", "leave it out")
     if options.ir_version and options.ir_version < _OLDEST_IR:
         what = f"no file for IR version {options.ir_version} can be made"
         raise UsageError(what, "ir_version", f"use {_OLDEST_IR} or more")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("onnx", "tflite")
 LIBRARIES = ("openvino",)
-OPTIONS = ("batch", "dynamic_batch", "layout")
+OPTIONS = ("batch", "dynamic_batch")
 FILES = ["model.xml", "model.bin"]
 _END = "</net>"
 _BETWEEN = re.compile(r">\s+<")  # of tags: XML has no bare < anywhere else
@@ -29,14 +29,9 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
     """Write ``model.xml`` and ``model.bin``, float32, from the ONNX or TFLite file ``source``, or take an IR.
 
     Raises:
-        UsageError: a layout the file can't have, or a batch other than that of the user's own file.
+        UsageError: a batch other than that of the user's own file.
         IntegrityError: the written files do not load.
     """
-    own = model.preprocessing.layout
-    if options.layout and options.layout != own:
-        raise UsageError(
-            f"openvino keeps the model's layout {own or '(none)'}", f"layout {options.layout}", "leave it out"
-        )
     facts = call(
         f"{__name__}:convert",
         {

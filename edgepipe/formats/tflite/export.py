@@ -1,4 +1,4 @@
-"""TFLite: from the traced program through litert-torch, images with their channels last unless asked otherwise."""
+"""TFLite: from the traced program through litert-torch, images with their channels last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SOURCES = ("torch",)
 WHY_NOT = {"openvino": "OpenVINO's operators are its own, and it writes no other format"}
 LIBRARIES = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
-OPTIONS = ("batch", "dynamic_batch", "layout")
+OPTIONS = ("batch", "dynamic_batch")
 FILE = "model.tflite"
 _CHANNELS_FIRST, _CHANNELS_LAST = "NCHW", "NHWC"
 
@@ -26,11 +26,10 @@ _CHANNELS_FIRST, _CHANNELS_LAST = "NCHW", "NHWC"
 def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
     """Write ``model.tflite`` from the traced program ``source``, or take the TFLite file the model is.
 
-    The first input becomes NHWC where the model's own layout is NCHW, as runtimes and cameras expect of TFLite;
-    ``options.layout = "NCHW"`` keeps it.
+    The first input becomes NHWC where the model's own layout is NCHW, as runtimes and cameras expect of TFLite.
 
     Raises:
-        UsageError: a dynamic batch, or a layout the file can't have.
+        UsageError: a dynamic batch, or another batch than the file has.
         IntegrityError: the file does not run.
     """
     if options.dynamic_batch:
@@ -40,11 +39,7 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
     if source.suffix == ".tflite":
         return _adopt(model, source, target, options)
     own = model.preprocessing.layout
-    layout = options.layout or (_CHANNELS_LAST if own == _CHANNELS_FIRST else own)
-    if layout != own and (own, layout) != (_CHANNELS_FIRST, _CHANNELS_LAST):
-        raise UsageError(
-            f"can't turn {own or 'the model'} into {layout}", f"layout {layout}", f"use {own or 'the own layout'}"
-        )
+    layout = _CHANNELS_LAST if own == _CHANNELS_FIRST else own
     shapes = [[options.batch, *spec.shape[1:]] for spec in model.inputs]
     facts = call(
         f"{__name__}:convert",
@@ -71,8 +66,6 @@ def _adopt(model: Model, source: Path, target: Path, options: ExportOptions) -> 
     batch = model.inputs[0].shape[0] if model.inputs and model.inputs[0].shape else options.batch
     if batch not in (-1, options.batch):
         raise UsageError(f"the file has a fixed batch of {batch}", f"batch {options.batch}", f"use --batch {batch}")
-    if options.layout and options.layout != model.preprocessing.layout:
-        raise UsageError("the layout of a TFLite file can't be changed", f"layout {options.layout}", "leave it out")
     shutil.copyfile(source, target)
     return Output([FILE], model.inputs, model.outputs, model.preprocessing)
 
