@@ -207,7 +207,8 @@ class BoardClient:
             args |= {"manifest": to_dict(manifest), "signed": self._sign("release", digest(manifest))}
         else:
             args["release"] = manifest
-        deadline = plan.deadline_seconds + plan.idle_seconds + self.times.margin
+        rest = plan.idle_seconds + (plan.cool_seconds if plan.cool_to_c is not None else 0.0)
+        deadline = plan.deadline_seconds + rest + self.times.margin
         result, _ = self._exchange("bench", args, deadline, limit=_protocol.LONG_LINE, on_event=on_progress)
         return self._read(RawRun, result)
 

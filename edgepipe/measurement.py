@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepipe import codec, energy, stats
+from edgepipe import codec, energy, stats, sustain
 from edgepipe.errors import EdgepipeError, IntegrityError
-from edgepipe.record import Bound, Energy, Latency, Measurement, Thermal
+from edgepipe.record import Bound, Energy, Latency, Measurement, Sustained, Thermal
 from edgepipe.schema import Caution, Plan, Power, RawRun, RunOptions, StateSample
 
 STATUSES = ("ok", "unstable", "throttled", "failed", "timeout", "unreachable")
@@ -47,7 +47,7 @@ def conclude(raw: RawRun, plan: Plan, options: RunOptions) -> Measurement:
     thermal = _thermal(raw)
     metered = energy.conclude(raw)
     cautions = [caution for rule in _RULES for caution in rule(raw, plan)]
-    warnings = [*raw.failures, *_throttled(thermal), *cautions, *metered.cautions]
+    warnings = [*raw.failures, *raw.cautions, *_throttled(thermal), *cautions, *metered.cautions]
     peaks = [process.memory_peak_bytes for process in measured if process.memory_peak_bytes is not None]
     calls = sum(map(len, groups))
     inferences = sum(len(process.samples_ns) * process.batch for process in measured)
@@ -75,7 +75,17 @@ def conclude(raw: RawRun, plan: Plan, options: RunOptions) -> Measurement:
         warnings=warnings,
         batch=options.batch,
         reason=raw.failures[0].text if raw.failures else "",
+        cpus=list(options.cpus),
+        governor=plan.governor,
+        sustained=_sustained(raw, measured[0]) if plan.sustain_seconds else None,
     )
+
+
+def _sustained(raw: RawRun, process: ProcessSamples) -> Sustained:
+    """The regimes of a sustained run, and when its clocks fell, from its first timed call on."""
+    at = _throttled_at(raw)
+    start = process.timed.start if process.timed else 0.0
+    return sustain.conclude(process, None if at is None else round(max(at - start, 0.0), 1))
 
 
 def failed(
@@ -93,6 +103,8 @@ def failed(
         warnings=list(cautions),
         batch=options.batch,
         reason=reason,
+        cpus=list(options.cpus),
+        governor=plan.governor,
     )
 
 
@@ -196,8 +208,8 @@ def _thermal(raw: RawRun) -> Thermal:
     throttled, reason = _verdict(raw.states, _under_load(raw))
     if not hottest:
         reason = "; ".join(filter(None, ("no temperature sensor", reason)))
-        return Thermal(throttled=throttled, reason=reason)
-    return Thermal(hottest[0], hottest[-1], max(hottest), throttled, reason)
+        return Thermal(throttled=throttled, reason=reason, cooling=raw.cooling)
+    return Thermal(hottest[0], hottest[-1], max(hottest), throttled, reason, raw.cooling)
 
 
 def _under_load(raw: RawRun) -> Sequence[StateSample]:
@@ -229,13 +241,29 @@ def _clock_fall(states: Sequence[StateSample]) -> float | None:
     least one), the first and last samples (before and after the load) do not, and a running median over 2.5 s bridges
     the pauses between processes. The level to hold is the median of the first third, from when it is first reached.
     """
-    clocks = [max(state.clock_khz) for state in states[1:-1] if state.clock_khz]
-    if len(clocks) < 2 * CLOCK_WINDOW:
-        return None
-    smooth = [statistics.median(clocks[at : at + CLOCK_WINDOW]) for at in range(len(clocks) - CLOCK_WINDOW + 1)]
-    level = statistics.median(smooth[: max(len(smooth) // 3, 1)])
-    reached = next(at for at, clock in enumerate(smooth) if clock >= level)
-    return 1 - min(smooth[reached:]) / level if level else None
+    shares = _clock_shares(states)
+    return 1 - min(share for _, share in shares) if shares else None
+
+
+def _clock_shares(states: Sequence[StateSample]) -> list[tuple[float, float]]:
+    """The smoothed highest clock over the level to hold, and when (s), from when that is first reached."""
+    seen = [(state.at, max(state.clock_khz)) for state in states[1:-1] if state.clock_khz]
+    if len(seen) < 2 * CLOCK_WINDOW:
+        return []
+    windows = [seen[at : at + CLOCK_WINDOW] for at in range(len(seen) - CLOCK_WINDOW + 1)]
+    smooth = [(window[0][0], statistics.median(clock for _, clock in window)) for window in windows]
+    level = statistics.median(clock for _, clock in smooth[: max(len(smooth) // 3, 1)])
+    reached = next(at for at, (_, clock) in enumerate(smooth) if clock >= level)
+    return [(at, clock / level) for at, clock in smooth[reached:]] if level else []
+
+
+def _throttled_at(raw: RawRun) -> float | None:
+    """When the board first slowed itself down, in s since the run began; null if it did not."""
+    bits = [(state.at, state.throttle_bits) for state in raw.states if state.throttle_bits is not None]
+    risen = (at for at, value in bits if value & THROTTLED_NOW or value & ~bits[0][1])
+    fallen = (at for at, share in _clock_shares(_under_load(raw)) if share <= 1 - CLOCK_FALL)
+    moments = [at for at in (next(risen, None), next(fallen, None)) if at is not None]
+    return min(moments, default=None)
 
 
 def _clocks(states: Sequence[StateSample]) -> dict[str, Any]:
@@ -273,13 +301,14 @@ def _throttled(thermal: Thermal) -> list[Caution]:
 def _unstable(raw: RawRun, plan: Plan) -> list[Caution]:
     restless = [number for number, process in enumerate(raw.processes, 1) if process.samples_ns and not process.steady]
     found = []
-    if restless:
+    if restless and not plan.sustain_seconds:
         which = ", ".join(map(str, restless))
         text = f"process {which} had no steady state within {plan.warmup_cap_seconds:g} s of warm-up"
         found.append(Caution("unstable", text, "let nothing else run on the board, then measure again"))
     shifts = []
     for number, process in enumerate(raw.processes, 1):
-        change = stats.change(process.samples_ns)
+        # Becoming slower is what a sustained run is to show; only its end must be of one level.
+        change = stats.change(sustain.settled(process) if process.kept else process.samples_ns)
         if change and change.probability < SHIFT_ALPHA and abs(change.shift) >= SHIFT:
             direction = "slower" if change.shift > 0 else "faster"
             where = f"calls {change.start:,} to {change.end:,} of process {number}"
@@ -290,6 +319,17 @@ def _unstable(raw: RawRun, plan: Plan) -> list[Caution]:
         text = f"the latency changed while it was measured: {', '.join(shifts)}{busy}"
         found.append(Caution("unstable", text, f"other work on the board? stop it; else {_longer(plan)}"))
     return found
+
+
+def _cooling(raw: RawRun, _: Plan) -> list[Caution]:
+    found = raw.cooling
+    if found is None or (found.after_c is not None and found.after_c <= found.target_c):
+        return []
+    if found.after_c is None:
+        text = f"the board was to cool to {found.target_c:g} C, and has no temperature sensor"
+        return [Caution("not_cool", text, "leave --cool-to out here, and wait between runs")]
+    text = f"the board was at {found.after_c:.1f} C after {found.seconds:g} s, not at {found.target_c:g} C as asked"
+    return [Caution("not_cool", text, "a longer --cool-timeout, a fan, or a higher --cool-to")]
 
 
 def _few_samples(raw: RawRun, plan: Plan) -> list[Caution]:
@@ -346,6 +386,7 @@ def _no_sensor(raw: RawRun, _: Plan) -> list[Caution]:
 
 _RULES: tuple[Callable[[RawRun, Plan], list[Caution]], ...] = (
     _unstable,
+    _cooling,
     _few_samples,
     _noisy,
     _processes_differ,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
-from edgepipe.schema import Artifact, Board, Caution, Executed, Power, Release
+from edgepipe.schema import Artifact, Board, Caution, Cooling, Executed, Power, Release
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,37 @@ class Latency:
 
 @dataclass(frozen=True)
 class Thermal:
-    """Hottest zone in degrees C before, after and at most during the run; null where the board has no sensor."""
+    """Hottest zone in degrees C before, after and at most during the run; null where the board has no sensor.
+
+    ``cooling`` is the wait before the run, where one was asked for.
+    """
 
     before_c: Optional[float] = None
     after_c: Optional[float] = None
     max_c: Optional[float] = None
     throttled: Optional[bool] = None
+    reason: str = ""
+    cooling: Optional[Cooling] = None
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """What one process kept up for ``seconds``. Latencies are in ms: medians with their intervals.
+
+    ``cold_ms`` is the first inference, ``burst_ms`` the first ``burst_seconds`` of steady calls, ``sustained_ms`` the
+    last ``sustained_seconds``; ``slowdown`` is sustained over burst. ``throttled_after_s`` is when a clock fell or a
+    throttle bit rose (null with its ``reason``), ``slower_after_s`` when calls became slower, if they did.
+    """
+
+    seconds: int
+    cold_ms: float
+    burst_ms: Bound
+    burst_seconds: int
+    sustained_ms: Bound
+    sustained_seconds: int
+    slowdown: Bound
+    throttled_after_s: Optional[float] = None
+    slower_after_s: Optional[float] = None
     reason: str = ""
 
 
@@ -58,7 +83,10 @@ class Energy:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured (or failed) run. ``status``: ok | unstable | throttled | failed | timeout | unreachable."""
+    """One measured (or failed) run. ``status``: ok | unstable | throttled | failed | timeout | unreachable.
+
+    ``cpus`` are the cores its processes were kept to, ``governor`` the one set for it; empty where nobody asked.
+    """
 
     status: str
     profile: str
@@ -82,6 +110,9 @@ class Measurement:
     batch: int = 1
     reason: str = ""
     executed: Executed = field(default_factory=Executed)
+    cpus: List[int] = field(default_factory=list)
+    governor: str = ""
+    sustained: Optional[Sustained] = None
 
 
 @dataclass(frozen=True)

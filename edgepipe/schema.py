@@ -162,18 +162,24 @@ class Release:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a runtime opens a model: CPU threads, batch, and whether its graph optimiser is on."""
+    """How a runtime opens a model: CPU threads, batch, and whether its graph optimiser is on.
+
+    ``cpus`` are the cores its process may run on; empty leaves that to the kernel.
+    """
 
     threads: int = 1
     batch: int = 1
     optimize: bool = True
+    cpus: List[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Plan:
     """How long to measure. Seconds and counts are sums over ``processes``; warm-up bounds hold for each process.
 
-    ``idle_seconds`` is how long the board rests before, where a meter reads its power.
+    ``idle_seconds`` is how long the board rests before, where a meter reads its power. ``governor`` is set for the run
+    and put back; before it the board cools to ``cool_to_c``, for ``cool_seconds`` at most. ``sustain_seconds`` is how
+    long one process runs without a pause, to see what the board can keep up.
     """
 
     profile: str = "quick"
@@ -185,6 +191,20 @@ class Plan:
     warmup_cap_seconds: float = 30.0
     deadline_seconds: float = 600.0
     idle_seconds: float = 0.0
+    governor: str = ""
+    cool_to_c: Optional[float] = None
+    cool_seconds: float = 600.0
+    sustain_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cooling:
+    """The wait before a run: the hottest zone at its begin and its end in degrees C, null without a sensor."""
+
+    target_c: float
+    before_c: Optional[float]
+    after_c: Optional[float]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -243,7 +263,8 @@ class Caution:
 class ProcessSamples:
     """One measured process, times in ns. ``samples_ns`` is the steady part alone; ``warmup_runs`` came before.
 
-    ``timed`` is when the steady part ran.
+    ``timed`` is when the steady part ran. ``cpus`` are the cores the process was allowed. In a sustained run
+    ``kept`` counts the samples kept of each second; of other runs all are.
     """
 
     load_ns: int
@@ -254,6 +275,8 @@ class ProcessSamples:
     samples_ns: List[int]
     batch: int = 1
     timed: Optional[Window] = None
+    cpus: List[int] = field(default_factory=list)
+    kept: List[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -290,6 +313,7 @@ class RawRun:
 
     ``power`` declares the meter (or why there is none), ``power_samples`` are its readings. ``idle`` is when the board
     rested before the run. ``began`` is the board's monotonic clock, in s, at the moment all other times count from.
+    ``failures`` make the run a failed one, ``cautions`` do not.
     """
 
     runtime: str
@@ -305,3 +329,5 @@ class RawRun:
     idle: Optional[Window] = None
     began: Optional[float] = None
     executed: Executed = field(default_factory=Executed)
+    cooling: Optional[Cooling] = None
+    cautions: List[Caution] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""``agent.pyz serve [--root FOLDER] [--sysfs-root FOLDER]``; serve itself starts ``child FD`` and ``watch``."""
+"""``agent.pyz serve [--root FOLDER] [--sysfs-root FOLDER]``; serve itself starts ``child FD``, ``watch`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def main(arguments: List[str]) -> int:
         from edgepipe.agent import power
 
         power.main()
+        return 0
+    if arguments == ["tune"]:
+        from edgepipe.agent import tuning
+
+        tuning.main()
         return 0
     names = dict(zip(arguments[1::2], arguments[2::2]))
     if arguments[:1] != ["serve"] or len(arguments) % 2 == 0 or not set(names) <= {"--root", "--sysfs-root"}:

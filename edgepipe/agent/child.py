@@ -79,6 +79,22 @@ def confine(parent: int) -> None:
         pass
 
 
+def _confined(cpus: List[int]) -> List[int]:
+    """Keep this process, and all threads that a runtime starts in it, to these cores; returns those it may use.
+
+    Raises:
+        UsageError: the board has no such core, or does not let this process have it.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    missing = sorted(set(cpus) - set(allowed))
+    if missing:
+        listed = ", ".join(map(str, allowed))
+        raise UsageError(f"no core {missing[0]} for this process", "--cpus", f"it may use: {listed}")
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    return sorted(os.sched_getaffinity(0))
+
+
 class _Opened:
     """A model opened by its runtime, and how long that took."""
 
@@ -91,6 +107,7 @@ class _Opened:
                 f"{job['runtime']} does not run {self.artifact.format} files",
                 fix=f"it runs {', '.join(self.module.FORMATS)}",
             )
+        self.cpus = _confined(self.options.cpus)
         phase("import")
         self.version = self.module.version()
         phase("load")
@@ -124,9 +141,12 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     phase("warm-up")
     warm = measure.warm_up(once, plan)
     phase("measure")
-    samples, timed_ns = measure.timed_window(
-        once, plan.min_seconds, plan.min_samples, stop_at=job["stop_at"], most=job["most"]
-    )
+    bounds = {"stop_at": job["stop_at"], "most": job["most"]}
+    if plan.sustain_seconds:
+        samples, timed_ns, kept = measure.sustained(once, plan.sustain_seconds, **bounds)
+    else:
+        samples, timed_ns = measure.timed_window(once, plan.min_seconds, plan.min_samples, **bounds)
+        kept = []
     # Stopped before its share was done, other than by the bound on samples: that is the deadline.
     late = time.perf_counter_ns() >= job["stop_at"] and len(samples) < job["most"]
     peak = measure.memory_peak_bytes()
@@ -139,6 +159,8 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
         memory_peak_bytes=peak,
         samples_ns=list(samples),
         batch=opened.options.batch,
+        cpus=opened.cpus,
+        kept=kept,
     )
     overhead = measure.timer_overhead_ns(runtimes.find("null").prepare_empty())
     phase("describe")

@@ -10,7 +10,7 @@ import tempfile
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from edgepipe.agent import power, sites, state, worker
+from edgepipe.agent import cooling, power, sites, state, tuning, worker
 from edgepipe.agent.releases import Releases
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import BoardError, DeadlineError, IntegrityError
@@ -98,6 +98,24 @@ class Jobs:
         Raises:
             EdgepipeError: the very first process failed, so there is nothing to keep.
         """
+        cooled = None
+        if plan.cool_to_c is not None:
+            cooled = cooling.cool(plan.cool_to_c, plan.cool_seconds, self._root, self._cancelled, self._on_progress)
+        with tuning.Tuned(self._store.root, self._root, plan.governor) as tuned:
+            raw = self._measured(manifest, plan, options, inputs, watch, keep)
+        raw = dataclasses.replace(raw, cooling=cooled, cautions=tuned.cautions)
+        keep(raw)
+        return raw
+
+    def _measured(
+        self,
+        manifest: Manifest,
+        plan: Plan,
+        options: RunOptions,
+        inputs: Optional[str],
+        watch: power.Watch,
+        keep: Callable[[RawRun], None],
+    ) -> RawRun:
         share = _share(plan)
         done: List[Dict[str, Any]] = []
         failures: List[Caution] = []
@@ -117,9 +135,7 @@ class Jobs:
                     break
         failures += [_late(number, plan) for number, each in enumerate(done, 1) if each["late"]]
         raw = self._raw(manifest, done, states, failures, sampler.began)
-        raw = dataclasses.replace(raw, power=watch.power, power_samples=watch.samples(sampler.began), idle=idle)
-        keep(raw)
-        return raw
+        return dataclasses.replace(raw, power=watch.power, power_samples=watch.samples(sampler.began), idle=idle)
 
     def _bench_once(
         self, manifest: Manifest, plan: Plan, options: RunOptions, inputs: Optional[str], seconds: float, number: int

@@ -103,6 +103,29 @@ def timed_window(
     return samples, (began, stop)
 
 
+def sustained(
+    once: Callable[[], object], seconds: float, *, stop_at: int, most: int
+) -> Tuple[Any, Tuple[int, int], List[int]]:
+    """Runs without a pause over ``seconds``, and how many samples were kept of each second of them.
+
+    The first calls of a second are kept, ``most`` in all; the others are run alike, so that the board gets no rest.
+    """
+    clock = time.perf_counter_ns
+    share = max(1, int(most / max(seconds, 1.0)))
+    samples, kept = array("q"), []  # type: Any, List[int]
+    began = stop = clock()
+    end = min(began + int(seconds * _NS), stop_at)
+    while stop < end:
+        due = min(stop + _NS, end)
+        fresh, (_, stop) = timed_window(once, 1.0, 1, stop_at=due, most=share)
+        samples.extend(fresh)
+        kept.append(len(fresh))
+        while stop < due:
+            once()
+            stop = clock()
+    return samples, (began, stop), kept
+
+
 def timer_overhead_ns(empty: Callable[[], object]) -> float:
     """The median of what the loop above measures for a call that does nothing, in ns."""
     return float(statistics.median(timed(empty, 0.0, 2000, stop_at=None, most=2000)))

@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import Any, BinaryIO, Callable, Dict, Iterator, Optional
 
+from edgepipe.agent import tuning
 from edgepipe.agent.disk import board_error
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.lock import Lock
@@ -42,6 +43,7 @@ def main(root: str = "~/.edgepipe", sysfs_root: str = "/") -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = _Channel(stdin, stdout, gone.is_set)
     store = Store(root)
+    tuning.recover(store.root, sysfs_root)
     jobs = Jobs(Releases(store), gone.is_set, channel.progress, sysfs_root)
     session = Session(store=store, jobs=jobs, agent=_own_hash(), sysfs_root=sysfs_root)
     try:
@@ -122,6 +124,7 @@ class _Channel:
             return verb.call(session, args)
         with Lock(session.store.path("lock"), session.owner, session.wait, self._waiting):
             session.store.clear_scratch()
+            tuning.restore(session.store.root, session.sysfs_root)
             return verb.call(session, args)
 
     def _parse(self, line: bytes) -> Dict[str, Any]:
