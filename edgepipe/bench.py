@@ -36,6 +36,9 @@ PROFILES = {
 }
 
 
+LEAST_SUSTAINED = 6.0
+
+
 def plan(profile: str) -> Plan:
     """The plan of a profile.
 
@@ -45,6 +48,30 @@ def plan(profile: str) -> Plan:
     if profile not in PROFILES:
         raise plugins.unknown("profile", profile, list(PROFILES))
     return PROFILES[profile]
+
+
+def sustained(plan: Plan, seconds: float) -> Plan:
+    """The plan as one process that runs ``seconds`` without a pause; 0 leaves it as it is.
+
+    Its warm-up is short, since it would take from the burst.
+
+    Raises:
+        UsageError: too short for a burst and a settled level.
+    """
+    if not seconds:
+        return plan
+    if seconds < LEAST_SUSTAINED:
+        fix = f"at least {LEAST_SUSTAINED:g} s; a board takes some 10 min to get as hot as it will"
+        raise UsageError(f"{seconds:g} s are too short to see what a board keeps up", "--sustain", fix)
+    return replace(
+        plan,
+        profile="sustain",
+        processes=1,
+        min_seconds=seconds,
+        warmup_cap_seconds=max(plan.warmup_seconds, 2.0),
+        deadline_seconds=1.3 * seconds + 300.0,
+        sustain_seconds=seconds,
+    )
 
 
 def manifest_of(artifact: Artifact, selftest: SelfTest | None = None) -> Manifest:

@@ -82,7 +82,7 @@ class Outcome:
 
 
 @dataclass
-class _Candidate:
+class Candidate:
     """One artifact on its way to the board; its report is filled in stage by stage."""
 
     artifact: Artifact
@@ -113,7 +113,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
         leftovers.collect(client, progress)
         bench.check_runtimes(facts, list(request.formats), request.target)
         progress.note(f"{target.name}: {facts.model or facts.cpu}, {facts.os}, Python {facts.python}")
-        candidates: list[_Candidate] = []
+        candidates: list[Candidate] = []
         try:
             for name in request.formats:
                 candidate = _prepare(request, source, dataset, name, facts, target, progress)
@@ -122,7 +122,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
             for candidate in candidates:
                 _push_and_verify(candidate, dataset, packed, request, client, progress)
             for candidate in candidates:
-                _measure(candidate, request, client, progress)
+                measure(candidate, request, client, progress)
             for candidate in candidates if request.activate else ():
                 _activate(candidate, client, progress)
         except EdgepipeError as error:
@@ -154,48 +154,6 @@ def dry_run(request: Request) -> dict[str, Any]:
     }
 
 
-def bench_only(
-    subject: str,
-    target_name: str,
-    host: str,
-    how: Plan,
-    options: RunOptions,
-    limit: bench.LatencyGate | None,
-    progress: Progress,
-    wait: float = 0.0,
-    *,
-    allow_fallback: bool = False,
-) -> Outcome:
-    """Measure a file, or a release the board already holds, and activate nothing.
-
-    Raises:
-        UsageError, LinkError, BoardError: nothing was measured.
-    """
-    target = targets.load(target_name, host or None)
-    request = Request(
-        subject, target_name, host, plan=how, options=options, max_latency=limit, allow_fallback=allow_fallback
-    )
-    with board.connect(target, bench.owner(), progress, wait=wait) as client:
-        facts = client.hello().board
-        leftovers.collect(client, progress)
-        if Path(subject).exists():
-            artifact = convert.artifact_of(subject)
-            manifest = bench.manifest_of(artifact)
-        else:
-            manifest = client.manifest(None if subject == "current" else subject)
-            artifact = manifest.artifact
-        bench.check_runtimes(facts, [artifact.format], target_name)
-        report = bench.blank_report(bench.facts_of(artifact), artifact, facts, target_name, manifest)
-        candidate = _Candidate(artifact, manifest, report)
-        try:
-            if Path(subject).exists():
-                candidate.bytes_sent = client.push(bench.files_of(artifact))
-            _measure(candidate, request, client, progress)
-        except EdgepipeError as error:
-            return Outcome([candidate.report], error)
-    return Outcome([candidate.report])
-
-
 def _prepare(
     request: Request,
     source: Model,
@@ -204,7 +162,7 @@ def _prepare(
     facts: Board,
     target: Target,
     progress: Progress,
-) -> _Candidate:
+) -> Candidate:
     """Compress, export and verify on the host, for what this board's runtime can load."""
     wanted = options_for(request, target, facts)
     made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, weigh=True)
@@ -217,7 +175,7 @@ def _prepare(
     if made.ladder:
         report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
         verify.judge(made.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}, on the host")
-    return _Candidate(made.artifact, manifest, report, made.ladder, export=made, golden=test.blobs if test else [])
+    return Candidate(made.artifact, manifest, report, made.ladder, export=made, golden=test.blobs if test else [])
 
 
 def options_for(request: Request, target: Target, facts: Board) -> ExportOptions:
@@ -238,7 +196,7 @@ def saturates(facts: Board) -> bool:
 
 
 def _push_and_verify(
-    candidate: _Candidate,
+    candidate: Candidate,
     dataset: Dataset | None,
     packed: tuple[bytes, str] | None,
     request: Request,
@@ -268,7 +226,7 @@ def _push_and_verify(
     verify.judge(ladder, request.max_drop, f"{source.name} {request.recipe}, {name} on {request.target}")
 
 
-def _measure(candidate: _Candidate, request: Request, client: BoardClient, progress: Progress) -> None:
+def measure(candidate: Candidate, request: Request, client: BoardClient, progress: Progress) -> None:
     """Time the staged release; keep the record at once, whatever becomes of the rest."""
     name = candidate.report.id
     result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress, name)
@@ -293,7 +251,7 @@ def _measure(candidate: _Candidate, request: Request, client: BoardClient, progr
         request.max_latency.check(result, where)
 
 
-def _activate(candidate: _Candidate, client: BoardClient, progress: Progress) -> None:
+def _activate(candidate: Candidate, client: BoardClient, progress: Progress) -> None:
     """Move the board's `current` link to the release, and complete the record."""
     release = client.activate(candidate.manifest)
     sent, wire = candidate.bytes_sent, candidate.bytes_wire
@@ -304,5 +262,5 @@ def _activate(candidate: _Candidate, client: BoardClient, progress: Progress) ->
     progress.note(f"{candidate.manifest.name}: {word} as {release.id}, {signed}")
 
 
-def _keep(candidate: _Candidate) -> None:
+def _keep(candidate: Candidate) -> None:
     Journal().append_report(candidate.report)

@@ -19,7 +19,7 @@ from typing import Any
 from edgepipe import codec, energy, stats, sustain
 from edgepipe.errors import EdgepipeError, IntegrityError
 from edgepipe.record import Bound, Energy, Latency, Measurement, Sustained, Thermal
-from edgepipe.schema import Caution, Plan, Power, RawRun, RunOptions, StateSample
+from edgepipe.schema import Caution, Plan, Power, ProcessSamples, RawRun, RunOptions, StateSample
 
 STATUSES = ("ok", "unstable", "throttled", "failed", "timeout", "unreachable")
 NOISY = 0.10  # stdev / mean from which pyperf calls a benchmark unstable

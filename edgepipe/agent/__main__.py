@@ -1,4 +1,4 @@
-"""``agent.pyz serve [--root FOLDER] [--sysfs-root FOLDER]``; serve itself starts ``child FD``, ``watch`` and ``tune``."""
+"""``agent.pyz serve [--root FOLDER] [--sysfs-root FOLDER]``; it starts ``child FD``, ``watch``, ``tune``."""
 
 from __future__ import annotations
 

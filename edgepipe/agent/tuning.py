@@ -1,8 +1,8 @@
 """Settings of the board that a measurement asks for, put back whatever becomes of the agent.
 
-A process of its own sets them and waits for the end of its stdin, which the kernel brings about however the agent ends:
-in good order, by an error, by kill -9, or as the host goes away. What was there before is on the disk first, so that the
-next agent puts it back where that process was killed, too.
+A process of its own sets them and waits for the end of its stdin, which the kernel brings about however the agent
+ends: in good order, by an error, by kill -9, or as the host goes away. What was there before is on the disk first, so
+that the next agent puts it back where that process was killed, too.
 """
 
 from __future__ import annotations
@@ -124,11 +124,8 @@ def restore(root: str, sysfs_root: str) -> List[str]:
         noted = _noted(root)
         if noted is None:
             return []
-        left: Dict[str, str] = {}
-        if noted["boot"] == _boot(sysfs_root):
-            for core, governor in noted["governors"].items():
-                if not _write(sysfs_root, core, governor):
-                    left[core] = governor
+        due = noted["governors"] if noted["boot"] == _boot(sysfs_root) else {}
+        left = {core: governor for core, governor in due.items() if not _write(sysfs_root, core, governor)}
         if left:
             _note(root, sysfs_root, left)
         else:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgepipe.cli import console, options, outcomes
 
+if TYPE_CHECKING:
+    from edgepipe.schema import Plan, RunOptions
+
+_Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|RELEASE", help="A model file, or a release id on the board; current is the active one."
+    ),
+]
+_Threads = Annotated[str, typer.Option(help="CPU threads of the runtime; several are measured in turn, e.g. 1,2,4.")]
+_Batch = Annotated[str, typer.Option(help="Samples in one inference; several are measured in turn, e.g. 1,4.")]
+_Cpus = Annotated[str, typer.Option(help="Cores to keep the timed process to, e.g. 0,1.")]
+_Governor = Annotated[str, typer.Option(help="Set this cpufreq governor for the run; the old one is put back.")]
+_CoolTo = Annotated[str, typer.Option(help="Let the board cool to so many degrees C before each run.")]
+_CoolTimeout = Annotated[str, typer.Option(help="How long it may take to cool, e.g. 10m.")]
+_Sustain = Annotated[str, typer.Option(help="Run so long without a pause, e.g. 10m: cold, burst and sustained level.")]
+
 
 def command(
-    subject: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE|RELEASE", help="A model file, or a release id on the board; current is the active one."
-        ),
-    ],
+    subject: _Subject,
     target: options.Target,
     host: options.Host = "",
-    threads: options.Threads = 1,
-    batch: options.Batch = 1,
+    threads: _Threads = "1",
+    batch: _Batch = "1",
     profile: options.Profile = "quick",
+    cpus: _Cpus = "",
+    governor: _Governor = "",
+    cool_to: _CoolTo = "",
+    cool_timeout: _CoolTimeout = "10m",
+    sustain: _Sustain = "",
     wait: options.Wait = "",
     max_latency: Annotated[str, typer.Option(help="Latency limit, e.g. p90=30ms. Exit 6 beyond it.")] = "",
     allow_fallback: options.AllowFallback = False,
@@ -28,16 +46,39 @@ def command(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure on the board without activating anything."""
-    from edgepipe import bench
-    from edgepipe import deploy as verb
+    from edgepipe import bench, deploy, sweep
+
+    request = deploy.Request(
+        subject,
+        target,
+        host,
+        plan=_plan(profile, sustain, governor, cool_to, cool_timeout),
+        max_latency=bench.latency_gate(max_latency),
+        wait=options.seconds(wait, "--wait"),
+        allow_fallback=allow_fallback,
+    )
+    runs = _runs(threads, batch, cpus)
+    with console.open_progress(quiet=quiet) as progress:
+        outcome = sweep.run(request, runs, progress)
+    outcomes.show(outcome, as_json=json, quiet=quiet)
+
+
+def _runs(threads: str, batch: str, cpus: str) -> list[RunOptions]:
+    """Each combination that is to be measured."""
     from edgepipe.schema import RunOptions
 
-    run = RunOptions(threads=threads, batch=batch)
-    span = options.seconds(wait, "--wait")
-    with console.open_progress(quiet=quiet) as progress:
-        limit = bench.latency_gate(max_latency)
-        plan = bench.plan(profile)
-        outcome = verb.bench_only(
-            subject, target, host, plan, run, limit, progress, span, allow_fallback=allow_fallback
-        )
-    outcomes.show(outcome, as_json=json, quiet=quiet)
+    cores = options.counts(cpus, "--cpus", least=0) if cpus else []
+    sizes = options.counts(batch, "--batch")
+    return [RunOptions(each, size, cpus=cores) for each in options.counts(threads, "--threads") for size in sizes]
+
+
+def _plan(profile: str, sustain: str, governor: str, cool_to: str, cool_timeout: str) -> Plan:
+    """How long to measure, and in what state of the board."""
+    from edgepipe import bench
+
+    return replace(
+        bench.sustained(bench.plan(profile), options.seconds(sustain, "--sustain")),
+        governor=governor,
+        cool_to_c=options.degrees(cool_to, "--cool-to"),
+        cool_seconds=options.seconds(cool_timeout, "--cool-timeout"),
+    )

@@ -12,6 +12,8 @@ from edgepipe import codec
 from edgepipe.errors import UsageError
 
 _DAY = 86400.0
+_MOST = 65536  # threads, samples or cores: what lies beyond is a slip of the finger
+_HOTTEST = 150.0
 _LEAST_RATE = 20e3  # a piece of 256 KiB is to arrive well within the time a push may stall
 
 
@@ -168,6 +170,33 @@ def shape(text: str) -> list[int] | None:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"not a shape: {text}", "--input-shape", "write whole numbers, e.g. --input-shape 3,224,224")
     return [int(part) for part in parts]
+
+
+def counts(text: str, flag: str, *, least: int = 1) -> list[int]:
+    """Read ``1,2,4`` as whole numbers without repeats, in order.
+
+    Raises:
+        UsageError: not whole numbers, or one below ``least``.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and least <= int(part) <= _MOST for part in parts):
+        raise UsageError(f"not whole numbers from {least} on: {text}", flag, f"write them as {flag} 1,2,4")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def degrees(text: str, flag: str) -> float | None:
+    """Read ``50`` or ``50C`` as degrees C; an empty text is None.
+
+    Raises:
+        UsageError: not a temperature a board can have.
+    """
+    if not text:
+        return None
+    number = text.strip().removesuffix("C").strip()
+    value = float(number) if number.replace(".", "", 1).isdecimal() else -1.0
+    if not 0 < value <= _HOTTEST:
+        raise UsageError(f"not a temperature: {text}", flag, f"write it in degrees C, e.g. {flag} 50")
+    return value
 
 
 def names(text: str, flag: str) -> tuple[str, ...]:

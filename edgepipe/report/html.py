@@ -32,6 +32,7 @@ from edgepipe.report.rows import (
     payoff_facts,
     provenance,
     rows,
+    scaling,
     score,
     size,
     span,
@@ -82,7 +83,7 @@ def _board(found: list[Row], keys: dict[int, str]) -> str:
     runs = "".join(_run(row, keys[id(row)], unfold=len(keys) <= OPEN) for row in found)
     return (
         f'<section><h2>{escape(name)}{badge}</h2><p class="soft">{escape(facts(board))}</p>'
-        f'<div class="card scroll">{_summary(found, keys)}</div>{_plots(found)}{runs}</section>'
+        f'<div class="card scroll">{_summary(found, keys)}</div>{_plots(found)}{_scaling(found)}{runs}</section>'
     )
 
 
@@ -155,6 +156,21 @@ def _plots(found: list[Row]) -> str:
         if accuracy and row.accuracy is not None:
             groups.setdefault((accuracy.metric, accuracy.dataset, accuracy.samples), []).append(row)
     return "".join(_pair(group) for group in groups.values() if len(group) > 1)
+
+
+def _scaling(found: list[Row]) -> str:
+    """Throughput by threads and batch, for each file that was measured with several of them."""
+    cards = ""
+    for group in scaling(found):
+        items = []
+        for row in group:
+            assert row.run is not None
+            name = f"{row.run.threads} threads, batch {row.run.batch}".replace("1 threads", "1 thread")
+            told = f"{number(row.run.throughput_per_s)}/s · p50 {millis(row.p50.value)} ms"
+            items.append((name, float(row.run.throughput_per_s or 0.0), told))
+        title = f"Inferences per second of {group[0].report.model.name} {group[0].report.artifact.format}"
+        cards += f'<figure class="card"><figcaption>{escape(title)}</figcaption>{svg.bars(items, title)}</figure>'
+    return f'<div class="pair">{cards}</div>' if cards else ""
 
 
 def _pair(found: list[Row]) -> str:

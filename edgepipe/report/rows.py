@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgepipe.record import Accuracy, Bound, Energy, Measurement, Payoff, Report, Step
+from edgepipe.record import Accuracy, Bound, Energy, Measurement, Payoff, Report, Step, Sustained
 from edgepipe.schema import Board, Power
 
 DASH = "\N{EN DASH}"
@@ -259,6 +259,15 @@ def measurement_facts(run: Measurement) -> list[tuple[str, str]]:
         ("memory", f"{size(run.memory_peak_bytes)} at most"),
         ("timer", f"{number(run.timer_overhead_us)} us a call"),
     ]
+    if run.cpus or run.governor:
+        cores = f"cores {', '.join(map(str, run.cpus))}" if run.cpus else "any core"
+        found.append(("set for the run", f"{cores}, governor {run.governor or 'left as it was'}"))
+    if run.sustained:
+        found += _sustained_facts(run.sustained)
+    if thermal.cooling:
+        wait = thermal.cooling
+        said = f"from {number(wait.before_c)} to {number(wait.after_c)} C in {number(wait.seconds)} s"
+        found.append(("cooled", f"{said}, asked for {number(wait.target_c)} C"))
     heat = (
         f"{number(thermal.before_c)} before, {number(thermal.after_c)} after, {number(thermal.max_c)} at most (deg C)"
     )
@@ -266,6 +275,41 @@ def measurement_facts(run: Measurement) -> list[tuple[str, str]]:
     found.append(("heat", heat if thermal.max_c is not None else f"{DASH} ({thermal.reason})"))
     found.append(("throttled", f"{throttled}{': ' + thermal.reason if thermal.reason else ''}"))
     return [(name, plain(text)) for name, text in [*found, *_power_facts(run.power, run.energy_mj)]]
+
+
+def _sustained_facts(found: Sustained) -> list[tuple[str, str]]:
+    """The regimes of a sustained run in words."""
+
+    def level(value: Bound) -> str:
+        return f"{millis(value.value)} ms{f' [{span(value)}]' if span(value) else ''}"
+
+    slower = f"{number(found.slowdown.value)}x the burst{_within(found.slowdown.low, found.slowdown.high)}"
+    since = f", slower after {number(found.slower_after_s)} s" if found.slower_after_s is not None else ""
+    throttled = (
+        f"after {number(found.throttled_after_s)} s"
+        if found.throttled_after_s is not None
+        else f"never: {found.reason}"
+    )
+    return [
+        ("cold", f"{millis(found.cold_ms)} ms, the first inference"),
+        ("burst", f"{level(found.burst_ms)}, the first {found.burst_seconds} of {found.seconds} s"),
+        ("sustained", f"{level(found.sustained_ms)}, the last {found.sustained_seconds} s: {slower}{since}"),
+        ("throttled", throttled),
+    ]
+
+
+def scaling(found: Iterable[Row]) -> list[list[Row]]:
+    """Rows of one file on one board that differ in threads or batch alone: each group of more than one, in order."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in found:
+        if row.run and row.run.throughput_per_s:
+            board = row.report.board
+            groups.setdefault((row.report.artifact.sha256, board.target, board.name), []).append(row)
+    return [sorted(group, key=_options) for group in groups.values() if len({_options(row) for row in group}) > 1]
+
+
+def _options(row: Row) -> tuple[int, int]:
+    return (row.run.threads, row.run.batch) if row.run else (0, 0)
 
 
 def _power_facts(power: Power, energy: Energy) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from edgepipe.report.rows import (
     provenance,
     rows,
     said,
+    scaling,
     score,
     size,
     span,
@@ -91,6 +92,8 @@ def show_reports(reports: Sequence[Report], console: Console) -> None:
         for row in found:
             _tell_failure(row, console)
         _tell_warnings(found, console)
+        for group in scaling(found):
+            console.print(_scaling(group))
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -157,6 +160,19 @@ def _summary(found: Sequence[Row], *, wide: bool) -> Table:
             cells = [f"{first}\n{second}".rstrip() for first, second in pairs]
         warned = "*" if row.run and row.run.warnings else ""
         table.add_row(*map(_lines, cells), _text(row.status + warned, _STYLES.get(row.status, "red")))
+    return table
+
+
+def _scaling(group: Sequence[Row]) -> Table:
+    """What threads and batch bring, against the first of these rows."""
+    first, name = group[0].run, f"{group[0].report.model.name} {group[0].report.artifact.format}"
+    table = _table(name, "threads", "batch", "p50 ms", "[95 %]", "inferences/s", "times", numbers=(1, 2, 3, 5, 6))
+    for row in group:
+        run = row.run
+        assert run is not None
+        gain = (run.throughput_per_s or 0.0) / (first.throughput_per_s or 1.0) if first else 0.0
+        cells = (str(run.threads), str(run.batch), millis(row.p50.value), f"[{span(row.p50)}]" if span(row.p50) else "")
+        table.add_row(*map(_text, ("", *cells, number(run.throughput_per_s), f"{gain:.3g}x")))
     return table
 
 
