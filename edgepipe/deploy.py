@@ -260,6 +260,8 @@ def _activate(candidate: Candidate, client: BoardClient, progress: Progress) -> 
     word = "active" if release.changed else "was active already"
     signed = f"signed by {release.signer}" if release.signer else f"NOT SIGNED; {UNSIGNED.format(client.target.name)}"
     progress.note(f"{candidate.manifest.name}: {word} as {release.id}, {signed}")
+    if release.service:
+        progress.note(f"{release.service.unit} was restarted and is well after {release.service.seconds:.1f} s")
 
 
 def _keep(candidate: Candidate) -> None:

@@ -143,11 +143,20 @@ class Manifest:
 
 
 @dataclass(frozen=True)
+class ServiceState:
+    """The board's own service, restarted with a release: its unit, and the seconds until it was well."""
+
+    unit: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Release:
     """A release as a board holds it. ``activated_at`` is the board's clock, seconds since 1970.
 
     ``bytes_sent`` is what the board took, ``bytes_wire`` what that was on the way, packed, without the protocol's own.
     ``signer`` is the principal whose signature the board checked; empty where the board has no signers pinned.
+    ``service`` is null where nothing was restarted.
     """
 
     id: str
@@ -158,6 +167,7 @@ class Release:
     seconds: float = 0.0
     changed: bool = True
     signer: str = ""
+    service: Optional[ServiceState] = None
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,15 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Activation:
-    """Who made a release current, when by the board's clock, and whose signature was checked (empty: nobody's)."""
+    """Who made a release current, when by the board's clock, and whose signature was checked (empty: nobody's).
+
+    ``service`` says whether the board's service was well with it: empty where there is none, else pending or well.
+    """
 
     by: str
     at: float
     signer: str = ""
+    service: str = ""
 
 
 @dataclass(frozen=True)

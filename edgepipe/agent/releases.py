@@ -196,6 +196,15 @@ class Releases:
         self._move("previous", wanted.previous)
         return wanted
 
+    def restore(self, links: Links) -> None:
+        """Put the links back to what they were before an activation."""
+        for name, wanted in (("current", links.current), ("previous", links.previous)):
+            if wanted:
+                self._move(name, wanted)
+            elif os.path.lexists(self.store.path(name)):
+                self.disk.unlink(self.store.path(name))
+                self.disk.sync(self.store.root)
+
     def _move(self, link: str, name: str) -> None:
         path = self.store.path(link)
         self.disk.remove(path + ".new")

@@ -46,6 +46,11 @@ def rolled_back(links: Links) -> Links:
     return Links(current=links.previous, previous=links.current)
 
 
+def withdrawn(links: Links) -> Links:
+    """The links after the current release is given up for good: the one before, and nothing before that."""
+    return Links(current=links.previous)
+
+
 def collectable(links: Links, releases: FrozenSet[str]) -> FrozenSet[str]:
     """Releases that may be removed: all but the two the links name."""
     return releases - {links.current, links.previous}

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
 
-from edgepipe.agent import coding, health, ledger, lock, power, probe, runtimes, sites, spool, trust
+from edgepipe.agent import coding, health, ledger, lock, power, probe, rules, runtimes, service, sites, spool, trust
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.orders import Signed
 from edgepipe.agent.releases import Releases
@@ -31,8 +31,8 @@ from edgepipe.agent.requests import (
 from edgepipe.agent.store import Store
 from edgepipe.agent.text import clean
 from edgepipe.codec import to_dict
-from edgepipe.errors import EdgepipeError, UsageError
-from edgepipe.schema import RawRun, Release, RunOptions, digest
+from edgepipe.errors import BoardError, EdgepipeError, UsageError
+from edgepipe.schema import RawRun, Release, RunOptions, ServiceState, digest
 
 PROTOCOL = 1
 _SELFTEST_SECONDS = 120.0
@@ -149,7 +149,8 @@ def activate(session: Session, args: Activate) -> Answer:
     checked = _check(session, "release", digest(args.manifest), args.signed)
     session.releases.verify(args.manifest)
     session.releases.stage(args.manifest)
-    changed = name != session.releases.links().current
+    before, wanted = session.releases.links(), service.read(session.store)
+    changed = name != before.current
     if changed:
         try:
             if args.manifest.selftest:
@@ -157,31 +158,71 @@ def activate(session: Session, args: Activate) -> Answer:
         except EdgepipeError:
             session.releases.discard(name)
             raise
-        _note_activation(session, name, checked)
+        event = ledger.Activation(
+            session.owner, round(time.time(), 3), checked.signer, service.PENDING if wanted else ""
+        )
+        _note_activation(session, name, checked.ledger, event)
         session.releases.activate(name)
-    return _release(session, changed, began)
+    state = _serve(session, wanted, name, before if changed else rules.withdrawn(before)) if wanted else None
+    return _release(session, changed, began, state)
+
+
+def _serve(session: Session, wanted: service.Service, name: str, back: rules.Links) -> Optional[ServiceState]:
+    """Restart the board's service with the new release, unless it was well with it before.
+
+    A cut may have come before it was known to be well: then this is done again.
+
+    Raises:
+        BoardError: it was not well; the links are ``back``, and the service runs the release before.
+    """
+    known = ledger.read(session.store)
+    event = known.activations.get(name)
+    if event is None or event.service != service.PENDING:
+        return None
+    try:
+        state = service.restart(wanted)
+    except EdgepipeError as error:
+        session.releases.restore(back)
+        session.releases.discard(name)
+        raise BoardError(f"{error.what}; {_gone_back(wanted, back)}", error.where, error.fix) from None
+    _note_activation(session, name, known, replace(event, service=service.WELL))
+    return state
+
+
+def _gone_back(wanted: service.Service, back: rules.Links) -> str:
+    """Restart the service with the release before, and say how that went."""
+    if back.current is None:
+        return "no release is active, as before"
+    try:
+        service.restart(wanted)
+    except EdgepipeError as error:
+        return f"release {back.current} is active again, and with it, too: {error.what}"
+    return f"release {back.current} is active again, and {wanted.unit} is well with it"
 
 
 def _check(session: Session, verb: str, subject: str, signed: Optional[Signed]) -> trust.Checked:
     return trust.check(session.store, ledger.read(session.store), verb, subject, signed)
 
 
-def _note_activation(session: Session, name: str, checked: trust.Checked) -> None:
+def _note_activation(session: Session, name: str, known: ledger.Ledger, event: ledger.Activation) -> None:
     """Write down who activates what, and the counter, before a link moves."""
     links = session.releases.links()
-    event = ledger.Activation(by=session.owner, at=round(time.time(), 3), signer=checked.signer)
-    known = replace(checked.ledger, activations={**checked.ledger.activations, name: event})
+    known = replace(known, activations={**known.activations, name: event})
     ledger.write(session.store, known, [kept for kept in (name, links.current, links.previous) if kept])
 
 
 def rollback(session: Session, _args: Nothing) -> Answer:
-    """Go back to the previous release."""
+    """Go back to the previous release, and restart the board's service with it."""
     began = time.monotonic()
-    session.releases.rollback()
-    return _release(session, True, began)
+    links, wanted = session.releases.rollback(), service.read(session.store)
+    try:
+        state = service.restart(wanted) if wanted else None
+    except EdgepipeError as error:
+        raise BoardError(f"release {links.current} is active again, but {error.what}", error.where, error.fix) from None
+    return _release(session, True, began, state)
 
 
-def _release(session: Session, changed: bool, began: float) -> Answer:
+def _release(session: Session, changed: bool, began: float, state: Optional[ServiceState]) -> Answer:
     links = session.releases.links()
     event = ledger.shown(session.store).activations.get(links.current or "")
     release = Release(
@@ -191,6 +232,7 @@ def _release(session: Session, changed: bool, began: float) -> Answer:
         seconds=round(time.monotonic() - began, 6),
         changed=changed,
         signer=event.signer if event else "",
+        service=state,
     )
     return Answer(to_dict(release))
 

@@ -26,3 +26,6 @@ def command(
         options.emit({"schema": "edgepipe.rollback/1", "target": target, "release": release})
     elif not quiet:
         console.stderr().print(f"active: {release.id}; before: {release.previous}", markup=False)
+        if release.service:
+            well = f"{release.service.unit} was restarted and is well after {release.service.seconds:.1f} s"
+            console.stderr().print(well, markup=False)

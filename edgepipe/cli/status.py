@@ -27,7 +27,8 @@ def command(
         )
         if event := state.activations.get(release.id):
             signed = f"signed by {event.signer}" if event.signer else "NOT SIGNED"
-            screen.print(f"          {_moment(event.at)} by {event.by}, {signed}", markup=False)
+            well = {"well": ", service well", "pending": ", service NOT PROVEN"}.get(event.service, "")
+            screen.print(f"          {_moment(event.at)} by {event.by}, {signed}{well}", markup=False)
     if not state.releases:
         screen.print("no release yet")
     if state.activated_at:

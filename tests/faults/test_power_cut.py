@@ -176,3 +176,33 @@ def test_the_same_deploy_again_mends_whatever_a_cut_left(story: Story, tmp_path:
         assert _broken(place / "releases" / release.id) == "", (at, mode)
         assert not os.path.lexists(place / "releases" / f".{release.id}")
         shutil.rmtree(place)
+
+
+def test_a_cut_while_an_activation_is_taken_back_leaves_a_working_board(tmp_path: Path) -> None:
+    """The service was not well with the new release: the links go back to what they were."""
+    disk = Recorder(str(tmp_path / "root"))
+    store = Store(str(tmp_path / "root"), disk)
+    store.prepare()
+    disk.done.clear()
+    releases, names = Releases(store), []
+    for tag in ("a", "b", "c"):
+        release, contents = manifest(tag)
+        push(store, disk, contents)
+        releases.stage(release)
+        before = releases.links()
+        releases.activate(release.id)
+        names.append(release.id)
+    disk.acknowledge("active")
+    releases.restore(before)
+    disk.acknowledge("back")
+    for at, mode, model in cuts(_FOLDERS, disk.done):
+        if "active" not in model.acknowledged:
+            continue
+        model.after_cut(mode, tmp_path / "cut")
+        links = Releases(Store(str(tmp_path / "cut"))).links()
+        assert links.current in ({names[1]} if "back" in model.acknowledged else {names[1], names[2]}), (at, mode)
+        assert _broken(tmp_path / "cut" / "releases" / links.current) == "", (at, mode)
+        shutil.rmtree(tmp_path / "cut")
+    assert releases.links() == before == Links(names[1], names[0])
+    releases.restore(Links())
+    assert not any(os.path.lexists(store.path(name)) for name in ("current", "previous"))

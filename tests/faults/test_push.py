@@ -131,3 +131,37 @@ def test_a_torn_partial_of_an_earlier_run_is_sent_anew(board, tmp_path):
         partial.write_bytes(b"")
         with pytest.raises(IntegrityError, match="hash"):
             client.push([(path, "0" * 64)])  # a file that is not what its name says fails for good
+
+
+def test_the_boards_own_service_over_a_real_connection(own_home, tmp_path, tools_null):
+    """The whole way through sshd: restarted and well, then not well, and the release before is back."""
+    from edgepipe.errors import BoardError
+    from tests.faults.conftest import Board, OpenSshd
+
+    stand_in = tmp_path / "bin" / "systemctl"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\ntest ! -e {tmp_path}/dead\n")
+    stand_in.chmod(0o755)
+    home = tmp_path / "boards" / "home"
+    # Of several such lines sshd takes the first alone.
+    with OpenSshd(home, f"SetEnv HOME={home} PATH={stand_in.parent}:{os.environ['PATH']}\n") as server:
+        (own_home / ".ssh" / "config").write_text(f"Host *\n  IdentityFile {server.folder}/client_key\n")
+        with boards.connect(Board(server, own_home).pinned(), "me@test", Silent()) as client:
+            client.status()
+            (server.home / ".edgepipe" / "service.json").write_text('{"unit": "app.service", "deadline_seconds": 1}')
+            (one, first), (two, second) = tools_null("one"), tools_null("two")
+            client.push([(first, one.artifact.sha256), (second, two.artifact.sha256)])
+            done = client.activate(one)
+            assert done.service and done.service.unit == "app.service"
+            (tmp_path / "dead").touch()
+            with pytest.raises(BoardError, match=f"can't be restarted.*release {one.id} is active again"):
+                client.activate(two)
+            state = client.status()
+            assert state.current == one.id and state.activations[one.id].service == "well"
+
+
+@pytest.fixture
+def tools_null():
+    from tests.agent.conftest import Tools
+
+    return lambda name: Tools.null(name=name)

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from edgepipe.agent import service
+from edgepipe.agent.store import Store
+
 ROOT = Path(__file__).parents[2]
 PLAYBOOK = shutil.which("ansible-playbook", path=os.environ.get("EDGEPIPE_ANSIBLE", os.environ.get("PATH", "")))
 pytestmark = [
@@ -96,7 +99,8 @@ def test_what_it_writes_and_that_the_second_run_changes_nothing(play):
     keys.write_text(f"ssh-ed25519 BBBB other\nrestrict {KEY} me@host\n")
     assert play()[0] == 1
     assert keys.read_text().splitlines()[0] == "ssh-ed25519 BBBB other" and keys.read_text().count(KEY) == 1
-    play(edgepipe_sudo_commands=["/not/here -q"], edgepipe_rapl=True)
+    play(edgepipe_sudo_commands=["/not/here -q"], edgepipe_rapl=True, edgepipe_service={"unit": "app.service"})
+    assert service.read(Store(str(play.board / "home/.edgepipe"))).unit == "app.service"
     assert not (play.board / "etc/sudoers.d/edgepipe").exists()
     assert "energy_uj" in (play.board / "etc/udev/rules.d/70-edgepipe.rules").read_text()
 
