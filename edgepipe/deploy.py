@@ -116,7 +116,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
         candidates: list[Candidate] = []
         try:
             for name in request.formats:
-                candidate = _prepare(request, source, dataset, name, facts, target, progress)
+                candidate = prepare(request, source, dataset, name, facts, target, progress)
                 candidates.append(candidate)
             packed = bench.samples_blob(dataset) if dataset is not None and not dataset.more else None
             for candidate in candidates:
@@ -154,7 +154,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     }
 
 
-def _prepare(
+def prepare(
     request: Request,
     source: Model,
     dataset: Dataset | None,

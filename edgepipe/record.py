@@ -208,6 +208,35 @@ class Payoff:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Something that is not the same in two runs, as each side has it."""
+
+    what: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Run ``b`` over run ``a``, by id: ratios of their percentiles with 95 % intervals; above 1, b is slower.
+
+    ``verdict`` is "regression" (slower by more than ``max_slowdown``, for sure), "slower", "faster", "no difference
+    shown" or "not known", by p50. ``interleaved``: measured in ``rounds`` turns on one board; else apart, and
+    ``differs`` lists what was not alike, so that the verdict is no verdict on the model.
+    """
+
+    a: str
+    b: str
+    ratios: Dict[str, Bound]
+    verdict: str
+    max_slowdown: float
+    interleaved: bool
+    differs: List[Difference] = field(default_factory=list)
+    rounds: int = 0
+    schema: str = "edgepipe.comparison/1"
+
+
+@dataclass(frozen=True)
 class Report:
     """One row of the contract: everything known of one model x recipe x format x board."""
 

@@ -268,22 +268,6 @@ def ratio(ratios: Sequence[float]) -> Interval:
     return Interval(*_on_logarithms(ratios))
 
 
-def quotient(one: Interval, other: Interval) -> Interval:
-    """``one`` over ``other``, two positive figures measured apart from each other, with the interval of the quotient.
-
-    On logarithms, each bound lies as far from the quotient as the root of the sum of squares of what the two intervals
-    allow to that side (MOVER: Donner and Zou, Statistical Methods in Medical Research 21, 2012).
-    """
-    if one.value is None or other.value is None:
-        return Interval(None, reason=one.reason or other.reason)
-    if not one.low or not one.high or not other.low or not other.high:
-        return Interval(one.value / other.value, reason=one.reason or other.reason or "no interval")
-    centre = math.log(one.value / other.value)
-    down = math.hypot(math.log(one.value / one.low), math.log(other.high / other.value))
-    up = math.hypot(math.log(one.high / one.value), math.log(other.value / other.low))
-    return Interval(one.value / other.value, math.exp(centre - down), math.exp(centre + up))
-
-
 def _on_logarithms(values: Sequence[float]) -> tuple[float, float, float]:
     """The geometric mean, and the ends of its 95 % Student interval."""
     logs = [math.log(max(value, _SMALLEST)) for value in values]

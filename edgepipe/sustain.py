@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from edgepipe import stats
+from edgepipe import ratios, stats
 from edgepipe.record import Bound, Sustained
 from edgepipe.schema import ProcessSamples
 
@@ -21,7 +21,7 @@ def conclude(process: ProcessSamples, throttled_after_s: float | None) -> Sustai
     """The regimes of one sustained process; ``throttled_after_s`` counts from its first timed call.
 
     Burst and sustained are medians in ms with their 95 % interval, each of its own part of the run. ``slowdown`` is
-    sustained over burst; its interval joins theirs on logarithms (see `stats.quotient`).
+    sustained over burst; its interval joins theirs on logarithms (see `ratios.quotient`).
     """
     seconds = len(process.kept)
     early = max(1, min(int(BURST_SECONDS), math.ceil(seconds * BURST_SHARE)))
@@ -67,7 +67,7 @@ def _median(samples: Sequence[int]) -> Bound:
 
 
 def _over(one: Bound, other: Bound) -> Bound:
-    found = stats.quotient(
+    found = ratios.quotient(
         stats.Interval(one.value, one.low, one.high, one.reason),
         stats.Interval(other.value, other.low, other.high, other.reason),
     )

@@ -10,7 +10,9 @@ import typer
 from edgepipe import __version__
 
 # The order of the story, which is the order of --help.
-VERBS = ("compress", "export", "verify", "deploy", "bench", "status", "rollback", "gc", "doctor", "provision")
+VERBS = (
+    "compress", "export", "verify", "deploy", "bench", "compare", "status", "rollback", "gc", "doctor", "provision",
+)  # fmt: skip
 GROUPS = ("targets", "report", "runs")
 
 app = typer.Typer(

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 _Subject = Annotated[
     str,
-    typer.Argument(
-        metavar="FILE|RELEASE", help="A model file, or a release id on the board; current is the active one."
-    ),
+    typer.Argument(metavar="FILE|RELEASE", help="A model file, a release id on the board, current, or MODEL@RECIPE."),
 ]
 _Threads = Annotated[str, typer.Option(help="CPU threads of the runtime; several are measured in turn, e.g. 1,2,4.")]
 _Batch = Annotated[str, typer.Option(help="Samples in one inference; several are measured in turn, e.g. 1,4.")]
@@ -24,6 +22,9 @@ _Cpus = Annotated[str, typer.Option(help="Cores to keep the timed process to, e.
 _Governor = Annotated[str, typer.Option(help="Set this cpufreq governor for the run; the old one is put back.")]
 _CoolTo = Annotated[str, typer.Option(help="Let the board cool to so many degrees C before each run.")]
 _CoolTimeout = Annotated[str, typer.Option(help="How long it may take to cool, e.g. 10m.")]
+_Compare = Annotated[
+    str, typer.Option(metavar="B", help="Measure this too, in turns: FILE, RELEASE, MODEL@RECIPE or @RECIPE.")
+]
 _Sustain = Annotated[str, typer.Option(help="Run so long without a pause, e.g. 10m: cold, burst and sustained level.")]
 
 
@@ -40,6 +41,9 @@ def command(
     cool_timeout: _CoolTimeout = "10m",
     sustain: _Sustain = "",
     wait: options.Wait = "",
+    compare: _Compare = "",
+    max_slowdown: options.MaxSlowdown = "2%",
+    to: Annotated[str, typer.Option(help="Format of a MODEL@RECIPE.")] = "onnx",
     max_latency: Annotated[str, typer.Option(help="Latency limit, e.g. p90=30ms. Exit 6 beyond it.")] = "",
     allow_fallback: options.AllowFallback = False,
     json: options.Json = False,
@@ -53,14 +57,19 @@ def command(
         target,
         host,
         plan=_plan(profile, sustain, governor, cool_to, cool_timeout),
+        formats=options.names(to, "--to"),
         max_latency=bench.latency_gate(max_latency),
         wait=options.seconds(wait, "--wait"),
         allow_fallback=allow_fallback,
     )
     runs = _runs(threads, batch, cpus)
+    found, limit = None, options.fraction(max_slowdown, "--max-slowdown") or 0.0
     with console.open_progress(quiet=quiet) as progress:
-        outcome = sweep.run(request, runs, progress)
-    outcomes.show(outcome, as_json=json, quiet=quiet)
+        if compare:
+            outcome, found = sweep.in_turns(replace(request, options=runs[0]), compare, limit, progress)
+        else:
+            outcome = sweep.run(request, runs, progress)
+    outcomes.show(outcome, as_json=json, quiet=quiet, comparison=found)
 
 
 def _runs(threads: str, batch: str, cpus: str) -> list[RunOptions]:

@@ -61,6 +61,9 @@ Profile = Annotated[str, typer.Option("--profile", help="How long to measure: qu
 MaxDrop = Annotated[
     str, typer.Option("--max-drop", help="Largest loss of the task's metric, e.g. 1%. Exit 6 beyond it.")
 ]
+MaxSlowdown = Annotated[
+    str, typer.Option("--max-slowdown", help="How much slower B may be for sure, by p50; exit 6 beyond it.")
+]
 Opset = Annotated[int, typer.Option("--opset", help="Highest ONNX opset; 0 is what the target's runtime can load.")]
 Dynamic = Annotated[bool, typer.Option("--dynamic", help="Leave the batch dimension open (ONNX, OpenVINO).")]
 Samples = Annotated[

@@ -10,9 +10,10 @@ from edgepipe.cli import console, options
 
 if TYPE_CHECKING:
     from edgepipe.deploy import Outcome
+    from edgepipe.record import Comparison
 
 
-def show(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
+def show(outcome: Outcome, *, as_json: bool, quiet: bool, comparison: Comparison | None = None) -> None:
     """Show what was reached, and end with the error that stopped it, if one did.
 
     Raises:
@@ -23,9 +24,12 @@ def show(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
 
     if not quiet and outcome.reports:
         tables.show_reports(outcome.reports, console.stderr())
+    if not quiet and comparison:
+        tables.show_comparison(comparison, console.stderr())
     printed = as_json and bool(outcome.reports or outcome.error is None)
     if printed:
-        options.emit({"schema": "edgepipe.deploy/1", "reports": outcome.reports})
+        more = {"comparison": comparison} if comparison else {}
+        options.emit({"schema": "edgepipe.deploy/1", "reports": outcome.reports, **more})
     if outcome.error:
         show_error(outcome.error, as_json=as_json and not printed)
         raise typer.Exit(outcome.error.exit_code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from edgepipe.record import Accuracy, Payoff, Report, Rung, Step
+from edgepipe.record import Accuracy, Comparison, Payoff, Report, Rung, Step
 from edgepipe.report.rows import (
     DASH,
     ON_BOARD,
@@ -113,6 +113,22 @@ def show_report(report: Report, console: Console) -> None:
     console.print(_pairs("provenance", provenance(report)))
     _tell_failure(row, console)
     _tell_warnings([row], console)
+
+
+def show_comparison(found: Comparison, console: Console) -> None:
+    """Print the ratios of two runs with their intervals, what was not alike, and the verdict."""
+    how = f"in {found.rounds} turns on one board" if found.interleaved else "measured apart"
+    console.print(_text(f"B {found.b} over A {found.a}, {how}", "bold"))
+    for each in found.differs:
+        console.print(_text(f"NOT COMPARABLE, {each.what}: {each.a} / {each.b}", "yellow"))
+    table = _table("percentile", "B / A", "[95 %]", "", numbers=(1, 2))
+    for name, ratio in found.ratios.items():
+        ends = f"[{ratio.low:.3f}{DASH}{ratio.high:.3f}]" if ratio.low is not None and ratio.high is not None else ""
+        value = DASH if ratio.value is None else f"{ratio.value:.3f}"
+        table.add_row(*map(_text, (name, value, ends, ratio.reason)))
+    console.print(table)
+    allowed = f"(slower by up to {found.max_slowdown:.0%} is allowed)"
+    console.print(_text(f"{found.verdict} {allowed}", "red" if found.verdict == "regression" else "bold"))
 
 
 def show_exports(exports: Iterable[Exported], console: Console) -> None:
