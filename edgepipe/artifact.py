@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ Call = Callable[[str, dict[str, Any]], Any]
 class ExportOptions:
     """What an exported file must be like.
 
+    ``dynamic`` has, by input, the axes that stay free; axis 0 of one, or under the name "", is the batch of all.
     ``opset`` and ``ir_version`` are upper limits (an old runtime on the board); ``layout`` asks for an input layout
     other than the format's own, ``fold`` for the preprocessing inside the file; ``reduce_range`` keeps int8 weights to
     7 bits, for x86 CPUs with AVX2 and no VNNI, whose 8-bit products saturate; ``threads`` is for calibration on this
@@ -37,7 +38,7 @@ class ExportOptions:
     """
 
     batch: int = 1
-    dynamic_batch: bool = False
+    dynamic: dict[str, list[int]] = field(default_factory=dict)
     opset: int | None = None
     ir_version: int | None = None
     layout: str | None = None
@@ -45,6 +46,19 @@ class ExportOptions:
     threads: int = 2
     reduce_range: bool = False
     synthetic: bool = False
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the batch stays free."""
+        return any(0 in axes for axes in self.dynamic.values())
+
+    def freed(self, specs: list[TensorSpec]) -> list[TensorSpec]:
+        """The inputs with -1 at the axes that stay free besides the batch."""
+        free = {(name, axis) for name, axes in self.dynamic.items() for axis in axes if axis}
+        return [
+            replace(spec, shape=[-1 if (spec.name, axis) in free else size for axis, size in enumerate(spec.shape)])
+            for spec in specs
+        ]
 
 
 @dataclass(frozen=True)

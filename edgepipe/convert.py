@@ -32,7 +32,7 @@ class Request:
     recipe: str = "none"
     max_drop: float | None = None
     opset: int | None = None
-    dynamic: bool = False
+    dynamic: dict[str, list[int]] = field(default_factory=dict)
     batch: int = 1
     layout: str = ""
     fold: bool = False
@@ -101,8 +101,8 @@ def convert(request: Request, progress: Progress) -> Result:
     request = replace(request, recipe=recipes.plain(request.recipe))
     source = given.load(request.model, request.said)
     wanted = ExportOptions(
-        batch=request.batch,
-        dynamic_batch=request.dynamic,
+        batch=given.batch(request.said, request.batch),
+        dynamic=request.dynamic,
         opset=request.opset,
         layout=request.layout or None,
         fold=request.fold,

@@ -64,7 +64,7 @@ class Request:
     max_latency: bench.LatencyGate | None = None
     evaluation: str = "auto"
     opset: int | None = None
-    dynamic: bool = False
+    dynamic: dict[str, list[int]] = field(default_factory=dict)
     said: Said = field(default_factory=Said)
     synthetic: bool = False
     activate: bool = True
@@ -187,7 +187,7 @@ def options_for(request: Request, target: Target, facts: Board) -> ExportOptions
 def asked(request: Request) -> ExportOptions:
     """What the request asks of a file, whatever the board."""
     batch, opset = request.options.batch, request.opset
-    return ExportOptions(batch, dynamic_batch=request.dynamic, opset=opset, synthetic=request.synthetic)
+    return ExportOptions(batch, dynamic=request.dynamic, opset=opset, synthetic=request.synthetic)
 
 
 def saturates(facts: Board) -> bool:

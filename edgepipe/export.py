@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -163,8 +164,7 @@ def _layout_of(shape: list[int], like: Model) -> str:
 
 def _check_input(model: Model, name: str, options: ExportOptions) -> None:
     """Refuse what the format can't do with the input, or what makes no sense for the model."""
-    if options.dynamic_batch and name == "tflite":
-        raise UsageError("tflite files have a fixed batch", "--dynamic", "leave it out, or export to onnx")
+    _check_dynamic(model, name, options.dynamic)
     if not options.layout and not options.fold:
         return
     if not model.inputs:
@@ -175,6 +175,24 @@ def _check_input(model: Model, name: str, options: ExportOptions) -> None:
         where = "--layout, --fold-preprocessing"
         raise UsageError(f"the input of {name} files can't be changed", where, "leave them out") from None
     _inputs.check(model.preprocessing, model.inputs[0].dtype, options, model.name)
+
+
+def _check_dynamic(model: Model, name: str, dynamic: dict[str, list[int]]) -> None:
+    """Refuse free axes that the format can't have, or the model does not."""
+    flag = "--dynamic"
+    if dynamic and name == "tflite":
+        raise UsageError("tflite files have a fixed batch and fixed shapes", flag, "leave it out, or export to onnx")
+    known = {spec.name: spec.shape for spec in model.inputs}
+    for key, axes in dynamic.items():
+        if key and key not in known:
+            raise plugins.unknown("input", key, list(known))
+        shapes = [known[key]] if key else list(known.values())
+        for axis, shape in product(axes, shapes):
+            if axis >= len(shape):
+                raise UsageError(f"the input has {len(shape)} axes, 0 to {len(shape) - 1}", f"{flag} {key}={axis}")
+            if model.module is None and shape[axis] > 0:
+                what = f"the file fixes axis {axis} at {shape[axis]}"
+                raise UsageError(what, f"{flag} {key or 'batch'}", "export it again from where it came")
 
 
 def _check_training(model: Model, action: Action) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import math
 import tempfile
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +43,7 @@ _COLORS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 class Said:
     """What the user says of a model on the command line, as text; empty where nothing was said."""
 
-    input_shape: Sequence[int] | None = None
+    input_shape: model.Shapes | None = None
     calibration: str = ""
     preprocessing: str = ""
     task: str = ""
@@ -62,6 +61,18 @@ def load(ref: str, said: Said) -> Model:
     if preprocessing and found.inputs:
         _check_fits(preprocessing, found)
     return attach(found, Path(said.calibration).expanduser()) if said.calibration else found
+
+
+def batch(said: Said, asked: int) -> int:
+    """The batch: ``asked``, or what a shape of the first input with a name says.
+
+    Raises:
+        UsageError: they are two.
+    """
+    told = next(iter(said.input_shape.values()))[0] if isinstance(said.input_shape, dict) else asked
+    if asked not in (1, told):
+        raise UsageError(f"a batch of {asked} and one of {told}", "--batch, --input-shape", "say one of the two")
+    return told
 
 
 def parse(text: str) -> Preprocessing:

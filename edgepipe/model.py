@@ -18,6 +18,7 @@ from edgepipe.record import ModelFacts
 from edgepipe.schema import NAME, Preprocessing, TensorSpec
 
 CARD = "model.toml"
+Shapes = Sequence[int] | dict[str, list[int]]
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
 
@@ -89,7 +90,7 @@ class Model:
     facts: ModelFacts
     identity: str
     ref: str = ""
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Shapes | None = None
     given: Given | None = None
 
 
@@ -123,13 +124,14 @@ def find(ref: str) -> Path:
 
 
 def load(
-    ref: str, input_shape: Sequence[int] | None = None, *, preprocessing: Preprocessing | None = None, task: str = ""
+    ref: str, input_shape: Shapes | None = None, *, preprocessing: Preprocessing | None = None, task: str = ""
 ) -> Model:
     """Load a model by name, path or ``package.module:function``, and check it.
 
     Args:
         ref: what the user named.
-        input_shape: the shape of one sample without the batch, for models that don't say it themselves.
+        input_shape: the shape of one sample without the batch, or shapes with it by input name, for models that don't
+            say it themselves, and for files that leave it open.
         preprocessing: how raw data becomes input, for models without a card.
         task: what the model does, for models without a card.
 
@@ -137,7 +139,7 @@ def load(
         UsageError: no such model, or its description is wrong.
         IntegrityError: its weights are not those promised, are damaged, or hold NaN.
     """
-    shape = [int(size) for size in input_shape] if input_shape else None
+    shape = input_shape or None
     task = (task or "null").replace("-", "_")
     if task not in plugins.names("tasks"):
         raise plugins.unknown("task", task, plugins.names("tasks"))
@@ -159,11 +161,36 @@ def load(
             f"the weights are not those model.toml promises: sha256 {digest[:12]}..., not {card.weights_sha256[:12]}..."
         )
         raise IntegrityError(what, str(weights), "get the weights again, or correct weights_sha256 if you trained anew")
-    return _named(_model(card, weights.parent, weights, loader.load(weights, card)), str(path.absolute()), shape)
+    loaded = loader.load(weights, card)
+    loaded = _pinned(loaded, shape, str(weights)) if shape and loaded.module is None else loaded
+    return _named(_model(card, weights.parent, weights, loaded), str(path.absolute()), shape)
 
 
-def _named(model: Model, ref: str, shape: list[int] | None) -> Model:
-    return replace(model, ref=ref, input_shape=tuple(shape) if shape else None)
+def _named(model: Model, ref: str, shape: Shapes | None) -> Model:
+    return replace(model, ref=ref, input_shape=shape)
+
+
+def _pinned(loaded: Loaded, shape: Shapes, where: str) -> Loaded:
+    """A file with the sizes that it leaves open fixed.
+
+    Raises:
+        UsageError: no such input, another rank, another size than the file fixes, or a format that can't be changed.
+    """
+    flag, inputs = "--input-shape", {spec.name: spec for spec in loaded.inputs}
+    if not isinstance(shape, dict):
+        first = next(iter(inputs.values()), None)
+        shape = {first.name: [first.shape[0] if first.shape else -1, *shape]} if first else {"": list(shape)}
+    for name, sizes in shape.items():
+        if name not in inputs:
+            raise plugins.unknown("input", name, list(inputs))
+        own = inputs[name].shape
+        if len(own) != len(sizes) or any(has not in (-1, size) for has, size in zip(own, sizes, strict=False)):
+            raise UsageError(f"{name} has shape {own} in the file, not {list(sizes)}", f"{flag}, {where}", "correct it")
+        if loaded.format == "tflite" and own != list(sizes):
+            fix = "fix it where the file was made"
+            raise UsageError("the shapes of a TFLite file can't be changed", f"{flag}, {where}", fix)
+    fixed = [replace(spec, shape=list(shape.get(spec.name, spec.shape))) for spec in loaded.inputs]
+    return replace(loaded, inputs=fixed, identity=f"{loaded.identity}-{sorted(shape.items())}")
 
 
 def _model(card: Card, folder: Path, weights: Path | None, loaded: Loaded) -> Model:
@@ -205,8 +232,11 @@ def _described(path: Path, bare: Card) -> tuple[Card, Path]:
     return replace(bare, name=_flat_name(path.stem), weights=path.name), path
 
 
-def _sample_input(shape: list[int] | None) -> list[TensorSpec]:
-    return [TensorSpec("input", shape)] if shape else []
+def _sample_input(shape: Shapes | None) -> list[TensorSpec]:
+    """Inputs of a model without a card: one of a shape without the batch, or some with it, by name."""
+    if isinstance(shape, dict):
+        return [TensorSpec(name, list(sizes[1:])) for name, sizes in shape.items()]
+    return [TensorSpec("input", [int(size) for size in shape])] if shape else []
 
 
 def _flat_name(text: str) -> str:

@@ -56,7 +56,7 @@ def compress(
     """
     arguments = {
         "ref": source.ref,
-        "input_shape": list(source.input_shape) if source.input_shape else None,
+        "input_shape": source.input_shape,
         "before": str(before) if before else None,
         "step": step,
         "params": params,
@@ -78,7 +78,7 @@ def load(source: Model, folder: Path, identity: str) -> tuple[Model, Network]:
 
 def work(
     ref: str,
-    input_shape: list[int] | None,
+    input_shape: model.Shapes | None,
     before: str | None,
     step: str,
     params: dict[str, Any],

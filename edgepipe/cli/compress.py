@@ -39,7 +39,7 @@ def command(
     batch: options.Batch = 1,
     max_drop: options.MaxDrop = "",
     evaluation: options.Samples = "auto",
-    input_shape: options.InputShape = "",
+    input_shape: options.InputShape = None,
     synthetic: options.Synthetic = False,
     listing: Annotated[bool, typer.Option("--list", help="List the steps a recipe can have.")] = False,
     json: options.Json = False,
@@ -63,7 +63,7 @@ def command(
         folder=Path(output),
         max_drop=options.fraction(max_drop, "--max-drop"),
         evaluation=evaluation,
-        said=given.Said(options.shape(input_shape)),
+        said=given.Said(options.shapes(input_shape)),
         synthetic=synthetic,
         weigh=True,
     )

@@ -20,7 +20,7 @@ def command(
     output: options.Output = "out",
     max_drop: options.MaxDrop = "",
     opset: options.Opset = 0,
-    dynamic: options.Dynamic = False,
+    dynamic: options.Dynamic = None,
     batch: options.Batch = 1,
     layout: Annotated[
         str, typer.Option("--layout", help="Layout of the first input, e.g. NHWC; TFLite made of NCHW models is NHWC.")
@@ -29,7 +29,7 @@ def command(
         bool, typer.Option("--fold-preprocessing", help="Mean, std, scale and colour order inside the file.")
     ] = False,
     evaluation: options.Samples = "auto",
-    input_shape: options.InputShape = "",
+    input_shape: options.InputShape = None,
     calibration: options.Calibration = "",
     preprocessing: options.Preprocessing = "",
     task: options.Task = "",
@@ -47,12 +47,12 @@ def command(
         folder=Path(output),
         max_drop=options.fraction(max_drop, "--max-drop"),
         opset=opset or None,
-        dynamic=dynamic,
+        dynamic=options.axes(dynamic),
         batch=batch,
         layout=layout.upper(),
         fold=fold,
         evaluation=evaluation,
-        said=given.Said(options.shape(input_shape), calibration, preprocessing, task),
+        said=given.Said(options.shapes(input_shape), calibration, preprocessing, task),
         synthetic=synthetic,
     )
     with console.open_progress(quiet=quiet) as progress:

@@ -65,7 +65,10 @@ MaxSlowdown = Annotated[
     str, typer.Option("--max-slowdown", help="How much slower B may be for sure, by p50; exit 6 beyond it.")
 ]
 Opset = Annotated[int, typer.Option("--opset", help="Highest ONNX opset; 0 is what the target's runtime can load.")]
-Dynamic = Annotated[bool, typer.Option("--dynamic", help="Leave the batch dimension open (ONNX, OpenVINO).")]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option("--dynamic", help="Leave dimensions open: batch, or NAME=AXES, e.g. image=2,3 (ONNX, OpenVINO)."),
+]
 Samples = Annotated[
     str, typer.Option("--eval", help="Evaluation set: shipped, full, or auto (full where it is installed).")
 ]
@@ -102,7 +105,11 @@ AllowFallback = Annotated[
     typer.Option("--allow-fallback", help="Take it as it is where a quantised file runs in float; else exit 4."),
 ]
 InputShape = Annotated[
-    str, typer.Option("--input-shape", help="Without the batch, e.g. 3,224,224; for models that don't say.")
+    list[str] | None,
+    typer.Option(
+        "--input-shape",
+        help="NAME=1,3,224,224 with the batch, for each input; or 3,224,224 for the first one, without it.",
+    ),
 ]
 
 
@@ -161,18 +168,46 @@ def rate(text: str, flag: str) -> float:
     return value
 
 
-def shape(text: str) -> list[int] | None:
-    """Read ``3,224,224`` as a shape.
+def shapes(texts: list[str] | None) -> list[int] | dict[str, list[int]] | None:
+    """Read ``3,224,224`` as the shape of one sample, or each ``NAME=1,3,224,224`` as that of an input.
 
     Raises:
-        UsageError: not positive whole numbers.
+        UsageError: not positive whole numbers, a name twice, or both kinds.
     """
-    if not text:
+    if not texts:
         return None
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"not a shape: {text}", "--input-shape", "write whole numbers, e.g. --input-shape 3,224,224")
-    return [int(part) for part in parts]
+    flag = "--input-shape"
+    fix = f"write {flag} image=1,3,224,224, once for each input, or {flag} 3,224,224"
+    found: dict[str, list[int]] = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        parts = [part.strip() for part in sizes.split(",")]
+        if not all(part.isdecimal() and int(part) > 0 for part in parts) or name in found:
+            raise UsageError(f"not a shape, or said twice: {text}", flag, fix)
+        found[name] = [int(part) for part in parts]
+    if "" in found and len(found) > 1:
+        raise UsageError("one shape has no name", flag, fix)
+    return found.get("", found)
+
+
+def axes(texts: list[str] | None) -> dict[str, list[int]]:
+    """Read each ``NAME=2,3`` as axes of an input; ``batch`` is axis 0 of all, under the name "".
+
+    Raises:
+        UsageError: neither.
+    """
+    found: dict[str, list[int]] = {}
+    for text in texts or []:
+        name, equals, places = text.rpartition("=")
+        parts = [part.strip() for part in places.split(",")]
+        if text == "batch":
+            name, parts = "", ["0"]
+        elif not equals or not name or not all(part.isdecimal() for part in parts):
+            raise UsageError(
+                f"not axes of an input: {text}", "--dynamic", "write --dynamic batch or --dynamic image=2,3"
+            )
+        found[name] = sorted({*found.get(name, []), *map(int, parts)})
+    return found
 
 
 def counts(text: str, flag: str, *, least: int = 1) -> list[int]:

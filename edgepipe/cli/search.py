@@ -31,7 +31,7 @@ def how(
     threads: int,
     batch: int,
     evaluation: str,
-    input_shape: str,
+    input_shape: list[str] | None,
     synthetic: bool,
 ) -> Request:
     """The flags that say what is deployed where, as a deployment has them."""
@@ -46,7 +46,7 @@ def how(
         plan=bench.plan(profile),
         options=RunOptions(threads=threads, batch=batch),
         evaluation=evaluation,
-        said=given.Said(options.shape(input_shape)),
+        said=given.Said(options.shapes(input_shape)),
         synthetic=synthetic,
     )
 

@@ -27,7 +27,7 @@ def names_of(function):
 def test_export_parts(name, module):
     assert names_of(module.export) == ["model", "source", "folder", "options", "call"]
     assert isinstance(module.LIBRARIES, tuple)
-    fields = {"batch", "dynamic_batch", "opset", "ir_version", "reduce_range", "threads"}
+    fields = {"batch", "dynamic", "opset", "ir_version", "reduce_range", "threads"}
     assert set(module.OPTIONS) <= fields
     assert set(module.SOURCES) <= {"", *(other for other, _ in parts("export"))} - {name}
     assert not set(getattr(module, "WHY_NOT", {})) & set(module.SOURCES)

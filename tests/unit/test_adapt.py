@@ -73,7 +73,7 @@ def test_colour_order_is_folded_in(name):
 def test_the_ladder_has_a_rung_for_it_and_free_batches_stay_free(tmp_path):
     kit.use_home()
     request = convert.Request(
-        str(kit.tiny().folder), ("onnx", "openvino"), tmp_path, "int8", dynamic=True, layout="NHWC", fold=True
+        str(kit.tiny().folder), ("onnx", "openvino"), tmp_path, "int8", dynamic={"": [0]}, layout="NHWC", fold=True
     )
     for item in convert.convert(request, Silent()).exports:
         assert [rung.rung for rung in item.ladder.parity] == ["exported", "quantized:int8", "input"]
@@ -108,7 +108,7 @@ def test_a_bare_file_is_folded_by_what_the_user_says_of_it(name, tmp_path):
         ({"fold": True}, {"mean": [], "std": [], "scale": 1.0}, "no preprocessing to fold in"),
         ({"fold": True}, {"layout": ""}, "which axis are the channels"),
         ({"fold": True}, {"dtype": "uint8"}, "only into float32"),
-        ({"dynamic_batch": True}, {}, "fixed batch"),
+        ({"dynamic": {"": [0]}}, {}, "fixed batch"),
     ],
 )
 def test_what_can_not_be_is_refused_before_any_work(options, change, says, monkeypatch):

@@ -237,7 +237,7 @@ def test_a_conversion_that_changes_the_outputs_is_refused(tmp_path, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.parametrize("format_name", ["onnx", "openvino"])
 def test_dynamic_batch(shared, format_name):
-    made = export.make(kit.tiny(), "none", format_name, ExportOptions(dynamic_batch=True), cache=shared)
+    made = export.make(kit.tiny(), "none", format_name, ExportOptions(dynamic={"": [0]}), cache=shared)
     assert made.artifact.inputs[0].shape == [-1, 3, 8, 8]
     assert made.artifact.outputs[0].shape == [-1, 4]
     feeds = kit.prepared("NCHW", 6)
@@ -255,7 +255,7 @@ def test_dynamic_batch(shared, format_name):
 
 def test_a_tflite_file_has_a_fixed_batch(shared):
     with pytest.raises(UsageError, match="fixed batch"):
-        export.make(kit.tiny(), "none", "tflite", ExportOptions(dynamic_batch=True), cache=shared)
+        export.make(kit.tiny(), "none", "tflite", ExportOptions(dynamic={"": [0]}), cache=shared)
 
 
 def test_a_model_file_with_a_fixed_batch(shared):

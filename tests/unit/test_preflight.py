@@ -21,7 +21,7 @@ def onnx_file(path, nodes, shape):
 
 def to_openvino(path, tmp_path):
     kit.use_home()
-    options = export.ExportOptions(dynamic_batch=True)
+    options = export.ExportOptions(dynamic={"": [0]})
     return export.make(model.load(str(path)), "none", "openvino", options, cache=Cache(tmp_path / "work"))
 
 

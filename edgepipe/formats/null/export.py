@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("",)
 LIBRARIES: tuple[str, ...] = ()
-OPTIONS = ("batch", "dynamic_batch")
+OPTIONS = ("batch", "dynamic")
 FILE = "model.null"
 
 

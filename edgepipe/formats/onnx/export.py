@@ -19,7 +19,7 @@ WHY_NOT = {
     "openvino": "OpenVINO's operators are its own, and it writes no other format",
 }
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
-OPTIONS = ("batch", "dynamic_batch", "opset", "ir_version")
+OPTIONS = ("batch", "dynamic", "opset", "ir_version")
 FILE = "model.onnx"
 
 # ONNX Runtime 1.19, the oldest one for supported boards, reads up to opset 21 and IR 10 (its release notes).
@@ -70,7 +70,7 @@ def convert(
     names = [spec["name"] for spec in inputs], [spec["name"] for spec in outputs]
     wanted = min(opset or OPSET, OPSET)
     if source.endswith(".onnx"):
-        model = _adopt(source, batch)
+        model = _adopt(source, batch, [spec["shape"] for spec in inputs])
         wanted = opset or 0
     else:
         model = _from_program(source, names, max(wanted, _EXPORTER_OPSET))
@@ -107,26 +107,26 @@ def _from_program(source: str, names: tuple[list[str], list[str]], opset: int) -
     return program.model_proto
 
 
-def _adopt(source: str, batch: int) -> Any:
-    """The user's own file, its external data taken in, its free batch set."""
-    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed, make_input_shape_fixed
+def _adopt(source: str, batch: int, shapes: list[list[int]]) -> Any:
+    """The user's own file, its external data taken in, its free batch set, and what ``shapes`` says of free sizes."""
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
     from edgepipe.formats.onnx.load import read
 
     model, _ = read(source)
     weights = {tensor.name for tensor in model.graph.initializer}
-    for value in [value for value in model.graph.input if value.name not in weights]:
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    for value, shape in zip(inputs, shapes, strict=True):
         dims = value.type.tensor_type.shape.dim
         has = dims[0].dim_value if dims else 0
-        if has and batch not in (-1, has):
+        if has and batch not in (-1, has) and value is inputs[0]:  # of others it may be no batch
             fix = f"use --batch {has}, or export the model with a dynamic batch"
             raise UsageError(f"the file has a fixed batch of {has}", f"batch {batch}", fix)
-        if dims and not has and batch > 0:
-            if dims[0].dim_param:
-                make_dim_param_fixed(model.graph, dims[0].dim_param, batch)
-            else:
-                sizes = [batch, *(dim.dim_value for dim in dims[1:])]
-                make_input_shape_fixed(model.graph, value.name, sizes)
+        for dim, size in zip(dims, [batch, *shape[1:]], strict=True):
+            if size > 0 and dim.dim_param:
+                make_dim_param_fixed(model.graph, dim.dim_param, size)
+            elif size > 0 and not dim.dim_value:
+                dim.dim_value = size
     return model
 
 

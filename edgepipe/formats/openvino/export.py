@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("onnx", "tflite")
 LIBRARIES = ("openvino",)
-OPTIONS = ("batch", "dynamic_batch")
+OPTIONS = ("batch", "dynamic")
 FILES = ["model.xml", "model.bin"]
 _END = "</net>"
 _BETWEEN = re.compile(r">\s+<")  # of tags: XML has no bare < anywhere else
@@ -38,7 +38,7 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
             "source": str(source),
             "target": str(folder / FILES[0]),
             "batch": -1 if options.dynamic_batch else options.batch,
-            "inputs": [to_dict(spec) for spec in model.inputs],
+            "inputs": [to_dict(spec) for spec in options.freed(model.inputs)],
             "outputs": [to_dict(spec) for spec in model.outputs],
         },
     )
@@ -53,16 +53,18 @@ def convert(
     import openvino
 
     if source.endswith(".xml"):
-        _check_batch(openvino.Core().read_model(source), batch)
-        shutil.copyfile(source, target)
-        shutil.copyfile(Path(source).with_suffix(".bin"), Path(target).with_suffix(".bin"))
+        model = openvino.Core().read_model(source)
+        if _fix(model, batch, inputs):
+            openvino.save_model(model, target, compress_to_fp16=False)
+        else:
+            shutil.copyfile(source, target)
+            shutil.copyfile(Path(source).with_suffix(".bin"), Path(target).with_suffix(".bin"))
     else:
         model = preflight.converted(source)
         if source.endswith(".tflite"):
             _name(model.inputs, inputs)
             _name(model.outputs, outputs)
-        if batch > 0:
-            _fix_batch(model, batch)
+        _fix(model, batch, inputs)
         openvino.save_model(model, target, compress_to_fp16=False)
     version = seal(target)
     loaded = openvino.Core().read_model(target)
@@ -118,26 +120,31 @@ def seal(target: str) -> int:
     return int(version.group(1))
 
 
-def _fix_batch(model: Any, batch: int) -> None:
-    """Give inputs with a free batch this one.
+def _fix(model: Any, batch: int, inputs: list[dict[str, Any]]) -> bool:
+    """Give free sizes of inputs what ``batch`` and the specs say of them; whether there were any.
 
     Raises:
         UsageError: an input has another fixed batch.
     """
     _check_batch(model, batch)
     shapes = {}
-    for port in model.inputs:
+    for port, spec in zip(model.inputs, inputs, strict=True):
         shape = port.get_partial_shape()
-        if shape[0].is_dynamic:
-            shape[0] = batch
+        sizes = [batch, *spec["shape"][1:]] if len(shape) else []
+        free = [axis for axis, size in enumerate(sizes) if size > 0 and shape[axis].is_dynamic]
+        for axis in free:
+            shape[axis] = sizes[axis]
+        if free:
             shapes[port] = shape
     if shapes:
         model.reshape(shapes)
+    return bool(shapes)
 
 
 def _check_batch(model: Any, batch: int) -> None:
-    size = model.inputs[0].get_partial_shape()[0]
-    if size.is_static and size.get_length() != batch:
+    shape = model.inputs[0].get_partial_shape() if model.inputs else []
+    size = shape[0] if len(shape) else None
+    if size is not None and batch > 0 and size.is_static and size.get_length() != batch:
         fix = f"use --batch {size.get_length()}"
         raise UsageError(f"the file has a fixed batch of {size.get_length()}", f"batch {batch}", fix)
 

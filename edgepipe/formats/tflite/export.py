@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SOURCES = ("torch",)
 WHY_NOT = {"openvino": "OpenVINO's operators are its own, and it writes no other format"}
 LIBRARIES = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
-OPTIONS = ("batch", "dynamic_batch")
+OPTIONS = ("batch", "dynamic")
 FILE = "model.tflite"
 _CHANNELS_FIRST, _CHANNELS_LAST = "NCHW", "NHWC"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("",)
 LIBRARIES = ("torch",)
-OPTIONS = ("batch", "dynamic_batch")
+OPTIONS = ("batch", "dynamic")
 FILE = "model.pt2"
 
 
@@ -31,15 +31,23 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
 
     batch = 2 if options.dynamic_batch else options.batch  # 0 and 1 are taken for constants by the tracer
     example = tuple(torch.zeros([batch, *spec.shape[1:]], dtype=getattr(torch, spec.dtype)) for spec in model.inputs)
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in example) if options.dynamic_batch else None
+    batched = {0: torch.export.Dim("batch")} if options.dynamic_batch else {}
+    inputs = options.freed(_fixed(model.inputs, -1 if options.dynamic_batch else options.batch))
+    free = [[axis for axis, size in enumerate(spec.shape) if axis and size < 0] for spec in inputs]
+    shapes = tuple({**batched, **dict.fromkeys(axes, torch.export.Dim.DYNAMIC)} for axes in free)
     try:
-        program = torch.export.export(model.module, example, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(
+            model.module, example, dynamic_shapes=shapes if options.dynamic else None, strict=False
+        )
     except Exception as error:  # the tracer raises a dozen kinds
         what = f"the model can't be traced: {type(error).__name__}: {str(error)[:300]}"
-        raise UsageError(what, model.name, "remove branches and shapes that depend on the data") from error
+        fix = "remove branches and shapes that depend on the data" + (
+            ", or leave out --dynamic" if options.dynamic else ""
+        )
+        raise UsageError(what, model.name, fix) from error
     torch.export.save(program, folder / FILE)
     size = -1 if options.dynamic_batch else options.batch
-    return Output([FILE], _fixed(model.inputs, size), _fixed(model.outputs, size), model.preprocessing)
+    return Output([FILE], inputs, _fixed(model.outputs, size), model.preprocessing)
 
 
 def reload(path: Path) -> Any:
