@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import artifact, codec, data, export, given, model, verify
+from edgepipe import artifact, codec, data, export, given, model, preflight, targets, verify
 from edgepipe import recipe as recipes
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import UsageError
@@ -37,6 +37,7 @@ class Request:
     layout: str = ""
     fold: bool = False
     evaluation: str = "auto"
+    target: str = ""
     said: Said = field(default_factory=Said)
     synthetic: bool = False
     weigh: bool = False
@@ -56,6 +57,7 @@ class Export:
     artifact: Artifact
     plain: Made | None = None
     payoff: Payoff | None = None
+    cautions: list[str] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """The artifact as `export --json` lists it: with its accuracy and parity."""
@@ -65,6 +67,7 @@ class Export:
             "accuracy": codec.to_dict(ladder.accuracy) if ladder else None,
             "parity": [codec.to_dict(rung) for rung in ladder.parity] if ladder else [],
             "reason": "" if ladder else "the model has no evaluation data",
+            "cautions": self.cautions,
             "pruning": codec.to_dict(self.payoff) if self.payoff else None,
         }
 
@@ -108,11 +111,19 @@ def convert(request: Request, progress: Progress) -> Result:
         fold=request.fold,
         synthetic=request.synthetic,
     )
+    target = targets.load(request.target) if request.target else None
+    board = preflight.expected(target, request.formats) if target else None
+    wanted = preflight.within(wanted, target) if target else wanted
     export.check(source, request.recipe, request.formats, wanted)
     dataset = data.evaluation(source, request.evaluation)
     done = []
     for format_name in request.formats:
         item = prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, request.weigh)
+        if board:
+            cautions = preflight.check(item.artifact, board, f"{source.name} {request.recipe} for {request.target}")
+            item = replace(item, cautions=cautions)
+            for caution in cautions:
+                progress.note(caution)
         if item.ladder:
             verify.judge(item.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}")
         done.append(item)

@@ -190,7 +190,7 @@ def _check_dynamic(model: Model, name: str, dynamic: dict[str, list[int]]) -> No
         for axis, shape in product(axes, shapes):
             if axis >= len(shape):
                 raise UsageError(f"the input has {len(shape)} axes, 0 to {len(shape) - 1}", f"{flag} {key}={axis}")
-            if model.module is None and shape[axis] > 0:
+            if key and model.module is None and shape[axis] > 0:
                 what = f"the file fixes axis {axis} at {shape[axis]}"
                 raise UsageError(what, f"{flag} {key or 'batch'}", "export it again from where it came")
 

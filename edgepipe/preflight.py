@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from edgepipe import isolate, plugins
+from edgepipe.agent import runtimes
 from edgepipe.agent.runtimes import runtime_for
+from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, UsageError
-from edgepipe.schema import Artifact, Board
+from edgepipe.schema import Artifact, Board, Runtime
+from edgepipe.targets import Target
+
+
+def expected(target: Target, format_names: Iterable[str]) -> Board:
+    """What is known of a board without asking it: the runtimes that install on its system.
+
+    Raises:
+        UsageError: none that runs one of the formats does.
+    """
+    found = []
+    for name in dict.fromkeys(runtime_for(form) for form in format_names):
+        wheel = target.runtimes.get(name)
+        if wheel is None:
+            continue  # nothing is known: deploy asks the board
+        if wheel.reason:
+            fix = "choose another format"
+            raise UsageError(f"there is no {name} for {target.name}: {wheel.reason}", f"target {target.name}", fix)
+        package, _, version = wheel.version.rpartition(" ")
+        found.append(Runtime(name, version, package or runtimes.find(name).PACKAGES[0]))
+    isa, cores = target.hardware.isa, target.hardware.cores
+    return Board(target.arch, target.hardware.cpu, isa, cores, None, target.system.os, "", "", runtimes=found)
+
+
+def within(options: ExportOptions, target: Target) -> ExportOptions:
+    """The options within what the board's ONNX Runtime loads.
+
+    Raises:
+        UsageError: the opset asked for is beyond it.
+    """
+    if options.opset and target.opset and options.opset > target.opset:
+        what = f"the ONNX Runtime of {target.name} loads up to opset {target.opset}, not {options.opset}"
+        raise UsageError(what, "--opset, --target", "ask for less, or leave --opset out")
+    return replace(options, opset=options.opset or target.opset, ir_version=target.ir_version)
 
 
 def check(artifact: Artifact, board: Board, where: str) -> list[str]:

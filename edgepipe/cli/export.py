@@ -22,12 +22,9 @@ def command(
     opset: options.Opset = 0,
     dynamic: options.Dynamic = None,
     batch: options.Batch = 1,
-    layout: Annotated[
-        str, typer.Option("--layout", help="Layout of the first input, e.g. NHWC; TFLite made of NCHW models is NHWC.")
-    ] = "",
-    fold: Annotated[
-        bool, typer.Option("--fold-preprocessing", help="Mean, std, scale and colour order inside the file.")
-    ] = False,
+    layout: options.Layout = "",
+    fold: options.Fold = False,
+    target: options.MadeFor = "",
     evaluation: options.Samples = "auto",
     input_shape: options.InputShape = None,
     calibration: options.Calibration = "",
@@ -52,6 +49,7 @@ def command(
         layout=layout.upper(),
         fold=fold,
         evaluation=evaluation,
+        target=target,
         said=given.Said(options.shapes(input_shape), calibration, preprocessing, task),
         synthetic=synthetic,
     )

@@ -78,6 +78,18 @@ Synthetic = Annotated[
         "--synthetic-calibration", help="Calibrate on made-up data where the model has none; the report says so."
     ),
 ]
+Layout = Annotated[
+    str, typer.Option("--layout", help="Layout of the first input, e.g. NHWC; TFLite made of NCHW models is NHWC.")
+]
+Fold = Annotated[bool, typer.Option("--fold-preprocessing", help="Mean, std, scale and colour order inside the file.")]
+MadeFor = Annotated[
+    str,
+    typer.Option(
+        *("--target", "-t"),
+        help="The board it is for: what its runtimes can't run is refused. The board itself is not asked.",
+        autocompletion=complete_target,
+    ),
+]
 Calibration = Annotated[
     str,
     typer.Option(

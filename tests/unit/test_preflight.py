@@ -101,3 +101,43 @@ def test_int8_by_openvino_on_arm_is_a_caution():
     (words,) = preflight.check(artifact, board("openvino", "openvino", "2026.4.1", "aarch64"), "x")
     assert "3 int8 layers may run in float" in words
     assert preflight.check(artifact, board("openvino", "openvino", "2026.4.1"), "x") == []
+
+
+def exported_for(target, name, recipe, folder, **words):
+    from edgepipe import convert
+    from edgepipe.progress import Silent
+
+    kit.use_home()
+    request = convert.Request(str(kit.tiny().folder), (name,), folder, recipe, target=target, **words)
+    return convert.convert(request, Silent()).exports[0]
+
+
+def test_an_export_for_a_board_keeps_to_what_its_runtimes_load(tmp_path):
+    from edgepipe.errors import BoardError
+
+    found = exported_for("jetson-nano", "onnx", "int8", tmp_path / "onnx").artifact
+    assert found.opset <= 21
+    assert found.ir_version <= 10
+    with pytest.raises(BoardError, match=r"tflite-runtime 2\.13\.0 has no 4-bit .*\(at \w+_\d"):
+        exported_for("jetson-nano", "tflite", "int4", tmp_path / "tflite")
+    assert not (tmp_path / "tflite").exists()
+    (words,) = exported_for("rpi4", "openvino", "int8", tmp_path / "openvino").cautions
+    assert "on aarch64" in words
+
+
+def test_what_a_board_never_has_is_told_before_any_work(tmp_path, monkeypatch):
+    from edgepipe import preflight, targets
+
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "old.toml").write_text(
+        "like = 'rpi4'\n[hardware]\narch = 'armv7l'\n[runtimes]\nopenvino = { reason = 'no wheel for armv7l' }\n"
+        "onnxruntime = { version = '1.19.2' }\n[caps]\nonnx_opset = 21\nonnx_ir = 10\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    old = targets.load("old")
+    with pytest.raises(UsageError, match="there is no openvino for old: no wheel for armv7l"):
+        preflight.expected(old, ["onnx", "openvino"])
+    with pytest.raises(UsageError, match="up to opset 21, not 22"):
+        preflight.within(export.ExportOptions(opset=22), old)
+    assert preflight.within(export.ExportOptions(), old).ir_version == 10
+    assert preflight.expected(targets.load("local"), ["onnx"]).runtimes == []
