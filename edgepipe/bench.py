@@ -127,6 +127,11 @@ def measure(
         return measurement.failed("timeout", error.what, how, options)
     except BoardError as error:
         return measurement.failed("failed", f"{error.what} ({error.where})", how, options)
+    return concluded(raw, how, options)
+
+
+def concluded(raw: RawRun, how: Plan, options: RunOptions) -> Measurement:
+    """What a run means, with its samples kept in a file."""
     found = measurement.conclude(raw, how, options)
     return replace(found, raw=measurement.keep_raw(paths.data_home() / "raw", raw))
 

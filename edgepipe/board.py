@@ -110,6 +110,11 @@ class BoardClient:
         """Where the board is, for people."""
         return f"{self.target.name} ({self._link.describe()})" if self._link else self.target.name
 
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the host key that the board showed; empty for links without one."""
+        return str(getattr(self._link, "fingerprint", ""))
+
     def hello(self) -> Hello:
         """Return what the agent said when it was greeted."""
         if self._facts is None:

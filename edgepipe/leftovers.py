@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from edgepipe import bench, codec, measurement, paths
+from edgepipe import bench, codec
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.journal import Journal
 from edgepipe.record import Report
@@ -47,8 +47,7 @@ def _keep(run: Run, client: BoardClient) -> bool:
     report = codec.from_dict(Report, known.value) if known and known.kind == "report" else None
     if report and report.measurement and report.measurement.status != "failed":
         return False
-    result = measurement.conclude(run.raw, run.plan, run.options)
-    result = dataclasses.replace(result, raw=measurement.keep_raw(paths.data_home() / "raw", run.raw))
+    result = bench.concluded(run.raw, run.plan, run.options)
     if report is None:
         artifact = run.manifest.artifact
         facts, seen = bench.facts_of(artifact), client.hello().board

@@ -13,7 +13,7 @@ from edgepipe import __version__
 VERBS = (
     "compress", "export", "verify", "deploy", "bench", "compare", "status", "rollback", "gc", "doctor", "provision",
 )  # fmt: skip
-GROUPS = ("targets", "report", "runs")
+GROUPS = ("targets", "fleet", "report", "runs")
 
 app = typer.Typer(
     name="edgepipe",

@@ -69,6 +69,11 @@ class SshLink:
         """Say where this leads."""
         return str(self._hops[-1])
 
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the host key that the board showed."""
+        return _host_key(self._hops[-1], self._transports[-1].get_remote_server_key()).fingerprint
+
     def close(self) -> None:
         """Close the connection, the last hop first."""
         _close(self._transports)

@@ -1,0 +1,114 @@
+"""The host's half of a fleet run: each file is made once for all boards that can share it, one after the other.
+
+What a file must be like depends on the board (the newest opset it loads, whether its int8 products saturate), so boards
+are greeted first; those that want the same get the same, by hash.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from edgepipe import artifact, bench, convert, data, deploy, export, model, verify
+from edgepipe.fleet.plan import Cell, Member, Request
+from edgepipe.fleet.work import Package
+from edgepipe.record import Report
+from edgepipe.schema import Artifact, Board
+
+if TYPE_CHECKING:
+    from edgepipe.artifact import ExportOptions
+    from edgepipe.data import Dataset
+    from edgepipe.model import Model
+    from edgepipe.progress import Progress
+
+UNKNOWN = Board("", "", [], 0, None, "", "", "")  # the facts of a board that never answered
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate ready to go, and the report of it that only lacks what the board will say."""
+
+    package: Package
+    report: Report
+
+
+@dataclass
+class Builds:
+    """The files of a run; ``build`` may be replaced by whoever has them already."""
+
+    request: Request
+    progress: Progress
+    models: dict[str, Model]
+    _made: dict[tuple[Cell, str], Future[Built]] = field(default_factory=dict)
+    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgepipe-build"))
+    _blank: dict[Cell, Report] = field(default_factory=dict)
+    _samples: dict[str, tuple[bytes, str] | None] = field(default_factory=dict)
+
+    @staticmethod
+    def open(request: Request, progress: Progress) -> Builds:
+        """Load the models, and refuse what can't be made before any board is asked.
+
+        Raises:
+            UsageError: a model, recipe or format is not known, or they can't be had together.
+        """
+        models = {name: model.load(name) for name in dict.fromkeys(cell.model for cell in request.cells)}
+        for cell in request.cells:
+            export.check(models[cell.model], cell.recipe, [cell.format], synthetic=request.synthetic)
+        return Builds(request, progress, models)
+
+    def get(self, cell: Cell, member: Member, facts: Board) -> Future[Built]:
+        """The future of a cell's file for a board; equal needs share one."""
+        how = deploy.Request(cell.model, member.name, options=self.request.options, synthetic=self.request.synthetic)
+        wanted = deploy.options_for(how, member.target, facts)
+        key = cell, repr(wanted)
+        if key not in self._made:
+            self._made[key] = self._worker.submit(self._build, cell, wanted)
+        return self._made[key]
+
+    def report(self, cell: Cell, member: Member, facts: Board | None) -> Report:
+        """The report of a candidate as far as the host knows it; for a board that never answered, of any file of it."""
+        known = self.get(cell, member, facts) if facts else None
+        some = known or next((made for (other, _), made in self._made.items() if other == cell), None)
+        if some and some.done() and not some.cancelled() and some.exception() is None:
+            return some.result().report
+        if cell not in self._blank:
+            self._blank[cell] = unmade(cell, self.models[cell.model])
+        return self._blank[cell]
+
+    def close(self) -> None:
+        """Begin no more."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _build(self, cell: Cell, wanted: ExportOptions) -> Built:
+        source, request = self.models[cell.model], self.request
+        dataset = data.evaluation(source, request.evaluation)
+        made = convert.prepare(source, cell.recipe, cell.format, wanted, dataset, self.progress, request.max_drop)
+        if made.ladder:
+            verify.judge(made.ladder, request.max_drop, f"{cell}, on the host")
+        manifest = bench.manifest_of(made.artifact)
+        samples = self._blob(cell.model, dataset) if made.ladder else None
+        package = Package(
+            manifest, bench.files_of(made.artifact), samples, dataset if samples else None, made.ladder, source.task,
+            request.max_drop, made.artifact,
+        )  # fmt: skip
+        report = bench.blank_report(source.facts, made.artifact, UNKNOWN, "", manifest)
+        report = replace(report, recipe=cell.recipe, steps=made.made.steps)
+        if made.ladder:
+            report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
+        return Built(package, report)
+
+    def _blob(self, name: str, dataset: Dataset | None) -> tuple[bytes, str] | None:
+        if name not in self._samples:
+            self._samples[name] = bench.samples_blob(dataset) if dataset is not None else None
+        return self._samples[name]
+
+
+def unmade(cell: Cell, source: Model) -> Report:
+    """The report of a candidate that was never made."""
+    blank = Artifact(
+        cell.format, "", 0, 0, "", [], [], [], source.preprocessing, model=source.name, recipe=cell.recipe,
+        parent_sha256=source.facts.sha256,
+    )  # fmt: skip
+    manifest = bench.manifest_of(artifact.portable(blank))
+    return bench.blank_report(source.facts, blank, UNKNOWN, "", manifest)

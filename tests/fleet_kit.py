@@ -1,0 +1,118 @@
+"""Fleets of boards that are not there, some of them sick, behind the null link; and a model of the null format."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from unittest import mock
+
+from edgepipe import data, fleet
+from edgepipe.errors import BoardError, DeadlineError, HostKeyError, LinkError
+from edgepipe.fleet.breaker import Patience
+from edgepipe.fleet.plan import Cell, Member, Request
+from edgepipe.fleet.schedule import Limits
+from edgepipe.link import null
+from edgepipe.progress import Silent
+from edgepipe.schema import Plan
+from edgepipe.targets import Target
+
+HASTY = Patience(backoff=0.02, cooldown=0.05, stall=1.0, grace=0.2, wait=0.5)
+SHORT = Plan("short", processes=1, min_seconds=0.01, min_samples=16, warmup_seconds=0.0)
+MODEL = "fashion-mbv2"
+
+
+def short(seconds: float) -> Plan:
+    return Plan("short", processes=1, min_seconds=seconds, min_samples=16, warmup_seconds=0.0)
+
+
+def members(count: int, root: str = "~", site: str = "lab") -> list[Member]:
+    return [Member(Target(f"b{at:05}", link="null", root=root), site) for at in range(count)]
+
+
+def request(boards: list[Member], recipes=("none",), rounds: int = 1, plan: Plan = SHORT) -> Request:
+    return Request(boards, [Cell(MODEL, recipe, "null") for recipe in recipes], plan, rounds=rounds)
+
+
+def _no_data():
+    """Nothing computes there, so there is nothing to hold against the host."""
+    return mock.patch.object(data, "evaluation", lambda *_: None)
+
+
+def run(wanted: Request, parallel: int = 200, patience: Patience = HASTY, watch=lambda _: None) -> fleet.Outcome:
+    with _no_data():
+        return fleet.run(wanted, Silent(), watch, Limits(parallel, 16, patience))
+
+
+def resume(name: str, patience: Patience = HASTY) -> fleet.Outcome:
+    with _no_data():
+        return fleet.resume(name, Silent(), lambda _: None, Limits(200, 16, patience))
+
+
+class Sick(null.NullChannel):
+    """An agent that misbehaves as its name in ILL says."""
+
+    def answer(self, verb, args, payload):
+        how = ILL.get(self.name, "")
+        if verb == "bench":
+            BENCHED.append((self.name, args["run"]))
+            if how == "crash":
+                super().answer(verb, args, payload)
+                raise LinkError("the agent was killed", self.name)
+            if how == "hang":
+                _hang(self.name)
+            if how == "flap" and random.random() < 0.5:
+                raise LinkError("cut off", self.name)
+            if how == "lie":
+                return {"runtime": 7, "processes": "many"}, b""
+        return super().answer(verb, args, payload)
+
+    def send(self, data, until):
+        try:
+            super().send(data, until)
+        except LinkError:
+            self._out.clear()
+            raise
+
+
+ILL: dict[str, str] = {}
+BENCHED: list[tuple[str, str]] = []
+CLOSED: set[str] = set()
+
+
+def _hang(name: str) -> None:
+    CLOSED.discard(name)
+    until = time.monotonic() + 30
+    while name not in CLOSED and time.monotonic() < until:
+        time.sleep(0.02)
+    raise DeadlineError("hung", name)
+
+
+class Link(null.NullLink):
+    channel = Sick
+
+    def open(self, argv):
+        how = ILL.get(self.name, "")
+        if how == "down":
+            raise LinkError("connection refused", self.name)
+        if how == "changed":
+            raise HostKeyError("THE HOST KEY HAS CHANGED", self.name)
+        if how == "bare":
+            raise BoardError("the board has no python3", self.name)
+        return super().open(argv)
+
+    def close(self):
+        CLOSED.add(self.name)
+
+
+def infect(monkeypatch, ill: dict[str, str]) -> None:
+    """Make these boards sick, for one test."""
+    ILL.clear()
+    ILL.update(ill)
+    BENCHED.clear()
+    null._boards.clear()
+    monkeypatch.setattr(null, "open_link", Link)
+
+
+def home(monkeypatch, folder: Path) -> None:
+    monkeypatch.setenv("EDGEPIPE_HOME", str(folder))
