@@ -84,7 +84,7 @@ def _work(
 
         runner = plugins.load("fleet.engines", engine).open_engine(Options(limits.parallel))
         try:
-            Schedule(request, left, runner, files, keep, watch, limits).run()
+            Schedule(request, left, runner, files, keep, watch, limits, trials).run()
         finally:
             files.close()
             runner.close()

@@ -54,13 +54,13 @@ class Builds:
         """
         models = {name: model.load(name) for name in dict.fromkeys(cell.model for cell in request.cells)}
         for cell in request.cells:
-            export.check(models[cell.model], cell.recipe, [cell.format], synthetic=request.synthetic)
+            asked = deploy.asked(_how(request, cell))
+            export.check(models[cell.model], cell.recipe, [cell.format], asked)
         return Builds(request, progress, models)
 
     def get(self, cell: Cell, member: Member, facts: Board) -> Future[Built]:
         """The future of a cell's file for a board; equal needs share one."""
-        how = deploy.Request(cell.model, member.name, options=self.request.options, synthetic=self.request.synthetic)
-        wanted = deploy.options_for(how, member.target, facts)
+        wanted = deploy.options_for(_how(self.request, cell), member.target, facts)
         key = cell, repr(wanted)
         if key not in self._made:
             self._made[key] = self._worker.submit(self._build, cell, wanted)
@@ -102,6 +102,11 @@ class Builds:
         if name not in self._samples:
             self._samples[name] = bench.samples_blob(dataset) if dataset is not None else None
         return self._samples[name]
+
+
+def _how(request: Request, cell: Cell) -> deploy.Request:
+    """How a single deployment would ask for this file."""
+    return deploy.Request(cell.model, "", options=request.options, synthetic=request.synthetic)
 
 
 def unmade(cell: Cell, source: Model) -> Report:

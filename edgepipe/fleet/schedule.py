@@ -46,7 +46,6 @@ class Lane:
     state: str = "waiting"
     reason: str = ""
     facts: Board | None = None
-    fingerprint: str = ""
     waiting: frozenset[str] = frozenset()
     delivered: set[int] = field(default_factory=set)
     kept: list[str] = field(default_factory=list)
@@ -80,7 +79,10 @@ class Limits:
 
 
 class Schedule:
-    """One run over all boards. ``keep`` puts reports on the disk; ``watch`` is told of each change of a lane."""
+    """One run over all boards. ``keep`` puts reports on the disk; ``watch`` is told of each change of a lane.
+
+    ``trials`` are those to do; ``known`` all of the run, for boards may still keep some that are in the journal.
+    """
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class Schedule:
         keep: Callable[[list[Report]], None],
         watch: Callable[[Lane], None],
         limits: Limits,
+        known: dict[str, list[Trial]] | None = None,
     ) -> None:
         self.request, self.limits = request, limits
         self._engine, self._files, self._keep, self._watch = engine, files, keep, watch
@@ -100,7 +103,7 @@ class Schedule:
             one.name: Lane(one, deque(trials[one.name]), Breaker(limits.patience), len(trials[one.name]))
             for one in request.members
         }
-        self._ids = {name: frozenset(trial.id for trial in found) for name, found in trials.items()}
+        self._ids = {name: frozenset(trial.id for trial in found) for name, found in (known or trials).items()}
         self._events: queue.SimpleQueue[tuple[Lane, str, int, Future[Any]]] = queue.SimpleQueue()
         self._ready: list[tuple[int, int, Lane]] = []
         self._delayed: list[tuple[float, int, Lane]] = []
@@ -251,7 +254,8 @@ class Schedule:
             why = f"it shows the host key of {other}: two names for one board, or one answers for another"
             self._give_up(lane, why)
             return False
-        lane.facts, lane.fingerprint, lane.waiting = greeting.facts, greeting.fingerprint, frozenset(greeting.waiting)
+        lane.facts, lane.waiting = greeting.facts, frozenset(greeting.waiting)
+        lane.kept = sorted(lane.waiting - {trial.id for trial in lane.trials})
         return True
 
     def _measured(self, lane: Lane, found: work.Found) -> bool:

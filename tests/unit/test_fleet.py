@@ -369,7 +369,8 @@ def test_killed_at_any_moment_nothing_recorded_is_lost_or_done_twice(tmp_path):
     assert set(after.values()) == {1}
     kept = {record.id: json.dumps(record.value["measurement"]) for record in Journal().records("report")}
     assert before.items() <= kept.items()
-    assert not list(root.glob("*/trial-*"))
+    left = {path.name for path in root.glob("*/trial-*")}
+    assert left <= set(before)  # of boards that had nothing more to do, and were not asked again
 
 
 def test_members_come_from_the_inventory(tmp_path):

@@ -1,0 +1,38 @@
+"""Row 11: a hundred boards, a fifth of them sick in five ways, and how long that takes beside the healthy run."""
+
+import time
+
+import pytest
+
+from tests import fleet_kit as kit
+from tests.guarantees.figure import report, scale
+
+HOW = ("crash", "hang", "flap", "lie", "down")
+SECONDS = 1.0  # how long a measurement takes on each of these boards
+
+
+def timed(wanted, patience):
+    began = time.monotonic()
+    return kit.run(wanted, parallel=200, patience=patience), time.monotonic() - began
+
+
+@pytest.mark.guarantee
+def test_one_board_never_stops_the_fleet(tmp_path, monkeypatch):
+    kit.home(monkeypatch, tmp_path / "home")
+    kit.infect(monkeypatch, {})
+    rounds = scale(2, 10)
+    wanted = kit.request(kit.members(100), recipes=("none", "fp16"), rounds=rounds, plan=kit.short(SECONDS / 2))
+    patience = kit.Patience(backoff=0.05, cooldown=0.1, stall=SECONDS, grace=0.0)
+    kit.run(kit.request(kit.members(1), recipes=("none", "fp16")))  # the files are made, so that neither run pays
+    well, healthy = timed(wanted, patience)
+    assert well.error is None
+    kit.infect(monkeypatch, {f"b{at * 5:05}": HOW[at % len(HOW)] for at in range(20)})
+    found, seconds = timed(wanted, patience)
+    boards = found.document["boards"]
+    others = [board for board in boards if board["name"] not in kit.ILL]
+    done = sum(board["state"] == "done" for board in others)
+    told = all(board["reason"] for board in boards if board["state"] != "done")
+    ratio = seconds / healthy
+    ok = len(kit.ILL) == 20 and done == len(others) == 80 and told and ratio <= 1.2
+    words = f"{len(kit.ILL)} of {len(boards)} crash, hang, flap, lie or are down: {done} of {len(others)} others done"
+    report(11, f"{words}; {ratio:.2f} x the healthy run", ok=ok)
