@@ -10,8 +10,8 @@ from unittest import mock
 from edgepipe import data, fleet
 from edgepipe.errors import BoardError, DeadlineError, HostKeyError, LinkError
 from edgepipe.fleet.breaker import Patience
+from edgepipe.fleet.lane import Limits
 from edgepipe.fleet.plan import Cell, Member, Request
-from edgepipe.fleet.schedule import Limits
 from edgepipe.link import null
 from edgepipe.progress import Silent
 from edgepipe.schema import Plan

@@ -12,7 +12,7 @@ from edgepipe.cli import console
 from edgepipe.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from edgepipe.fleet.schedule import Lane
+    from edgepipe.fleet.lane import Lane
 
 _SHOWN = 24
 

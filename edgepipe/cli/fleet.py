@@ -13,8 +13,8 @@ from edgepipe.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepipe.fleet import Outcome
+    from edgepipe.fleet.lane import Limits
     from edgepipe.fleet.plan import Matrix, Request
-    from edgepipe.fleet.schedule import Limits
 
 group = typer.Typer(help="Measure many models x recipes on many boards: run, status, resume, report.")
 
@@ -159,7 +159,7 @@ def _members(file: str, limit: str) -> list[Any]:
 
 def _limits(parallel: int, transfers: int, wait: str) -> Limits:
     from edgepipe.fleet.breaker import Patience
-    from edgepipe.fleet.schedule import Limits
+    from edgepipe.fleet.lane import Limits
 
     patience = Patience(wait=options.seconds(wait, "--wait")) if wait else Patience()
     return Limits(parallel, transfers, patience)

@@ -18,8 +18,9 @@ from edgepipe.errors import BoardError, BusyError, EdgepipeError, UsageError
 from edgepipe.fleet import plan
 from edgepipe.fleet.builds import Builds
 from edgepipe.fleet.engines import Options
+from edgepipe.fleet.lane import Lane, Limits
 from edgepipe.fleet.plan import Request
-from edgepipe.fleet.schedule import Lane, Limits, Schedule
+from edgepipe.fleet.schedule import Schedule
 from edgepipe.journal import Journal
 
 if TYPE_CHECKING:

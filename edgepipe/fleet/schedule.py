@@ -14,68 +14,25 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from edgepipe import bench, measurement
 from edgepipe.errors import BoardError, BusyError, EdgepipeError, HostKeyError, IntegrityError
 from edgepipe.fleet import builds, work
-from edgepipe.fleet.breaker import Breaker, Patience
+from edgepipe.fleet.breaker import Breaker
 from edgepipe.fleet.builds import Built
 from edgepipe.fleet.engines import Engine
+from edgepipe.fleet.lane import Lane, Limits
 from edgepipe.fleet.leases import Leases
-from edgepipe.fleet.plan import Member, Request, Trial
+from edgepipe.fleet.plan import Request, Trial
 from edgepipe.link import Refused
 from edgepipe.record import Report
-from edgepipe.schema import Board
 
 _TICK = 0.25
 _ENOUGH = 3  # boards that must have done a step before another one counts as slow at it
 _SLOWER = 3
-
-
-@dataclass
-class Lane:
-    """A board with its trials still to do; ``state``: waiting, greet, deliver, measure, leave, done or gone."""
-
-    member: Member
-    trials: deque[Trial]
-    breaker: Breaker
-    total: int
-    state: str = "waiting"
-    reason: str = ""
-    facts: Board | None = None
-    waiting: frozenset[str] = frozenset()
-    delivered: set[int] = field(default_factory=set)
-    kept: list[str] = field(default_factory=list)
-    token: int = 0
-    since: float = 0.0
-    busy_since: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """The board's name."""
-        return self.member.name
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more is to be done here."""
-        return self.state in {"done", "gone"}
-
-    @property
-    def doing(self) -> str:
-        """The trial at hand."""
-        return str(self.trials[0].cell) if self.trials and not self.ended else ""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Boards at a time, transfers at a time on each site's uplink, and how long to bear with whom."""
-
-    parallel: int = 32
-    transfers: int = 4
-    patience: Patience = field(default_factory=Patience)
 
 
 class Schedule:

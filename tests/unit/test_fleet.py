@@ -13,6 +13,7 @@ from edgepipe import fleet, inventory
 from edgepipe.errors import BoardError, BusyError, EdgepipeError, LinkError, UsageError
 from edgepipe.fleet import plan, schedule, work
 from edgepipe.fleet.breaker import Breaker, Patience
+from edgepipe.fleet.lane import Limits
 from edgepipe.fleet.leases import Leases
 from edgepipe.fleet.plan import Member
 from edgepipe.journal import Journal
@@ -160,7 +161,7 @@ def test_at_no_time_are_two_jobs_on_one_board_or_too_many_on_an_uplink(monkeypat
     monkeypatch.setattr(work, "deliver", watched("deliver", work.deliver))
     monkeypatch.setattr(work, "measure", watched("measure", work.measure))
     with kit._no_data():
-        limits = schedule.Limits(parallel=6, transfers=2, patience=kit.HASTY)
+        limits = Limits(parallel=6, transfers=2, patience=kit.HASTY)
         outcome = fleet.run(kit.request(kit.members(20)), kit.Silent(), lambda _: None, limits)
     assert outcome.document["done"] == 20
     assert most["board"] == 1
@@ -172,7 +173,7 @@ def test_boards_of_high_priority_go_first():
     boards = [Member(one.target, one.site, at) for at, one in enumerate(kit.members(6))]
     begun = []
     with kit._no_data():
-        limits = schedule.Limits(1, 1, kit.HASTY)
+        limits = Limits(1, 1, kit.HASTY)
         watch = lambda lane: begun.append(lane.name) if lane.state == "greet" else None  # noqa: E731
         fleet.run(kit.request(boards), kit.Silent(), watch, limits)
     assert begun == [f"b{at:05}" for at in reversed(range(6))]
@@ -245,7 +246,7 @@ def test_one_board_under_two_names_is_found_by_its_host_key(monkeypatch):
 def test_a_site_that_is_cut_off_is_not_waited_for_board_by_board(monkeypatch):
     boards = [*kit.members(300), Member(Target("near", link="null"), "near")]
     kit.infect(monkeypatch, {one.name: "down" for one in boards[:-1]})
-    limits = schedule.Limits(8, 4, kit.HASTY)
+    limits = Limits(8, 4, kit.HASTY)
     opened = []
     real = kit.Link.open
     monkeypatch.setattr(kit.Link, "open", lambda self, argv: opened.append(self.name) or real(self, argv))
