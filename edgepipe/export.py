@@ -81,6 +81,9 @@ def check(model: Model, text: str, format_names: Iterable[str], options: ExportO
         if plan.network and model.module is None:
             what = f"{plan.network[0].name} changes the network, but {model.name} is an exported file"
             raise UsageError(what, f"recipe {parsed}", "start from the torch model, or leave the step out")
+        if plan.network and getattr(model.module, "traced", False):
+            what = f"{plan.network[0].name} changes layers, and an exported program has only operators"
+            raise UsageError(what, f"recipe {parsed}", "start from model.py and .safetensors, or leave the step out")
         for action in plan.network:
             _check_training(model, action)
             if model.given and action.needs:

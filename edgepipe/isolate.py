@@ -23,9 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe import paths
-from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, from_wire
+from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, IntegrityError, from_wire
 
 DEADLINE = 1800.0
+READING = 300.0
+_LEAST_MEMORY = 8 << 30  # TensorFlow and torch reserve some gigabytes of addresses without using them
+_FORBIDDEN = {
+    "pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "socket.connect", "socket.bind",
+    "os.remove", "os.symlink", "os.link", "os.chmod", "os.chown",
+}  # fmt: skip
 _POLL = 0.1
 _LOGS_KEPT = 20
 _TAIL_LINES = 4
@@ -51,12 +57,14 @@ def call(
     *,
     deadline: float = DEADLINE,
     tick: Callable[..., None] | None = None,
+    sealed: bool = False,
 ) -> Any:
     """Call ``target`` ("module:function") with JSON-able ``kwargs`` in a child process and return its result.
 
     Paths become strings. ``tick`` is called about ten times a second: with the seconds passed, or with what the
     function last told `report`. The child lives in a process group of its own; it is killed when the deadline passes,
-    when this process is interrupted, or when this process dies.
+    when this process is interrupted, or when this process dies. ``sealed`` is for reading files that come from
+    anywhere: see `seal`.
 
     Raises:
         DeadlineError: it took longer than ``deadline`` seconds.
@@ -67,13 +75,36 @@ def call(
     base.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="job-", dir=base))
     try:
-        return _run(folder, target, kwargs, deadline, tick)
+        return _run(folder, target, kwargs, deadline, tick, sealed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(folder: Path, target: str, kwargs: dict[str, Any], deadline: float, tick: Callable[..., None] | None) -> Any:
-    job = {"target": target, "kwargs": kwargs, "result": folder / "result.json"}
+def read(target: str, path: Path) -> Any:
+    """Call ``target`` with ``path`` in a sealed child: for files that come from anywhere.
+
+    Raises:
+        IntegrityError: its reader crashed, ran out of memory or never came back: whatever it is, it is no sound model.
+        EdgepipeError: whatever error of edgepipe's the function raised.
+    """
+    fix = "get the file again, or export it again"
+    try:
+        return call(target, {"path": str(path.absolute())}, deadline=READING, sealed=True)
+    except BoardError as error:
+        raise IntegrityError(f"the file can't be read: {error.what}", str(path), f"{fix}; {error.fix}") from None
+    except DeadlineError as error:
+        raise IntegrityError(f"the file can't be read: {error.what}", str(path), fix) from None
+
+
+def _run(
+    folder: Path,
+    target: str,
+    kwargs: dict[str, Any],
+    deadline: float,
+    tick: Callable[..., None] | None,
+    sealed: bool,
+) -> Any:
+    job = {"target": target, "kwargs": kwargs, "result": folder / "result.json", "sealed": sealed}
     log = folder / "log"
     with log.open("wb") as sink:
         child = subprocess.Popen(
@@ -213,6 +244,36 @@ def _watch(stream: Any) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
+def seal() -> None:
+    """Bound this process's memory, and forbid Python to unpickle, start programs, connect or write elsewhere.
+
+    A child that reads a model file needs none of that. Native code is bounded by memory and the deadline alone.
+    """
+    import resource
+
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (max(memory // 2, _LEAST_MEMORY),) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    own = tuple(os.path.realpath(folder) + os.sep for folder in (tempfile.gettempdir(), paths.cache_home(), "/dev"))
+
+    def guard(event: str, args: tuple[Any, ...]) -> None:
+        if event in _FORBIDDEN:
+            raise PermissionError(f"a model file must not {event}")
+        if event == "open" and isinstance(args[0], str | bytes) and _writes(args):
+            place = os.path.realpath(os.fsdecode(args[0]))
+            if not place.startswith(own) and not place.endswith((".pyc", ".lock")) and "__pycache__" not in place:
+                raise PermissionError("a model file must not write outside its folder")
+
+    sys.addaudithook(guard)
+
+
+def _writes(args: tuple[Any, ...]) -> bool:
+    mode, flags = args[1], args[2] if len(args) > 2 else 0  # noqa: PLR2004  the event's arguments: path, mode, flags
+    if isinstance(mode, str):
+        return any(letter in mode for letter in "wax+")
+    return bool(isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+
 def _child() -> int:
     """The child's side: one JSON job on stdin, the answer in the file it names."""
     stream = sys.stdin.buffer
@@ -224,6 +285,8 @@ def _child() -> int:
     _progress = Path(job["result"]).with_name(_PROGRESS)
     answer: dict[str, Any]
     try:
+        if job["sealed"]:
+            seal()
         module, _, name = job["target"].partition(":")
         answer = {"value": getattr(importlib.import_module(module), name)(**job["kwargs"])}
     except EdgepipeError as error:

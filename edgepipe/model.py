@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,9 @@ def find(ref: str) -> Path:
     if (path / CARD).is_file() or path.is_file():
         return path
     if path.is_dir():
+        inside = next((path / name for name in _names() if (path / name).is_file()), None)
+        if inside:
+            return inside
         raise UsageError("this folder holds no model.toml", str(path), "give a model folder, a file or a name")
     if "/" in ref or path.suffix in _suffixes():
         raise UsageError("no such model file", ref, "check the path")
@@ -229,7 +232,8 @@ def _described(path: Path, bare: Card) -> tuple[Card, Path]:
                 what = f"--{word} is for models without a card"
                 raise UsageError(what, str(folder / CARD), f"leave it out, or correct {word} there")
         return card, folder / card.weights
-    return replace(bare, name=_flat_name(path.stem), weights=path.name), path
+    named = folder.absolute().name if path.name in _names() else path.stem
+    return replace(bare, name=_flat_name(named), weights=path.name), path
 
 
 def _sample_input(shape: Shapes | None) -> list[TensorSpec]:
@@ -245,16 +249,23 @@ def _flat_name(text: str) -> str:
     return name or "model"
 
 
-def _suffixes() -> dict[str, str]:
-    """File suffix -> format, for all formats that can load."""
-    found = {}
+def _parts() -> Iterator[tuple[str, Any]]:
+    """Every format that can load, and its part that does."""
     for name in plugins.names("formats"):
         try:
-            part = plugins.load("formats", name, "load")
+            yield name, plugins.load("formats", name, "load")
         except UsageError:
             continue  # a format that can only be written
-        found.update(dict.fromkeys(part.EXTENSIONS, name))
-    return found
+
+
+def _suffixes() -> dict[str, str]:
+    """File suffix -> format, for all formats that can load."""
+    return {suffix: name for name, part in _parts() for suffix in part.EXTENSIONS}
+
+
+def _names() -> tuple[str, ...]:
+    """Names of files that make their folder a model."""
+    return tuple(file for _, part in _parts() for file in getattr(part, "NAMES", ()))
 
 
 def _loader(weights: Path) -> Any:

@@ -29,7 +29,8 @@ def test_export_parts(name, module):
     assert isinstance(module.LIBRARIES, tuple)
     fields = {"batch", "dynamic", "opset", "ir_version", "reduce_range", "threads"}
     assert set(module.OPTIONS) <= fields
-    assert set(module.SOURCES) <= {"", *(other for other, _ in parts("export"))} - {name}
+    known = {other for part in ("export", "load") for other, _ in parts(part)}
+    assert set(module.SOURCES) <= {"", *known} - {name}
     assert not set(getattr(module, "WHY_NOT", {})) & set(module.SOURCES)
     assert module.__doc__
     assert module.export.__doc__
@@ -95,7 +96,16 @@ def test_tasks(name):
     assert module.disagreement(scores, scores) == 0.0
 
 
-@pytest.mark.parametrize("name", [name for name, _ in parts("export")])
+def made_of_torch():
+    """Formats that there is a way to from a torch module."""
+    sources = {name: set(module.SOURCES) for name, module in parts("export")}
+    found = {""}
+    while more := {name for name, able in sources.items() if name not in found and able & found}:
+        found |= more
+    return sorted(found - {""})
+
+
+@pytest.mark.parametrize("name", made_of_torch())
 def test_every_format_exports(name, monkeypatch):
     monkeypatch.setenv("EDGEPIPE_HOME", str(kit.home()))
     found = kit.made(name).artifact

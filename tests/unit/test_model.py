@@ -78,9 +78,9 @@ def test_no_such_model(folder, ref):
 
 
 def test_a_file_no_format_reads(folder):
-    (folder / "x.h5").write_text("x")
-    with pytest.raises(UsageError, match=r"no format reads \.h5") as caught:
-        model.load(str(folder / "x.h5"))
+    (folder / "x.gguf").write_text("x")
+    with pytest.raises(UsageError, match=r"no format reads \.gguf") as caught:
+        model.load(str(folder / "x.gguf"))
     assert ".onnx" in caught.value.fix
 
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.codec import to_dict
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats.onnx import from_tensorflow
 from edgepipe.schema import TensorSpec
 
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCES = ("torch",)
+SOURCES = ("torch", "tensorflow")
 WHY_NOT = {
     "tflite": "TFLite fuses activations and scales into operators that ONNX has no exact counterpart of",
     "openvino": "OpenVINO's operators are its own, and it writes no other format",
 }
-LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "tf2onnx")
 OPTIONS = ("batch", "dynamic", "opset", "ir_version")
 FILE = "model.onnx"
 
@@ -72,6 +73,8 @@ def convert(
     if source.endswith(".onnx"):
         model = _adopt(source, batch, [spec["shape"] for spec in inputs])
         wanted = opset or 0
+    elif source.endswith(".pb"):
+        model = from_tensorflow.convert(source, *names)
     else:
         model = _from_program(source, names, max(wanted, _EXPORTER_OPSET))
     strip(model)
@@ -82,6 +85,8 @@ def convert(
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, target)
     session = _session(target)
+    if source.endswith(".pb"):
+        from_tensorflow.prove(session, source)
     return {
         "opset": _opset(onnx.load(target)),  # what the file says, not what was asked for
         "ir_version": model.ir_version,

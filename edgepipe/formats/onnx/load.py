@@ -16,7 +16,6 @@ from edgepipe.model import Card, Loaded
 from edgepipe.schema import TensorSpec
 
 EXTENSIONS = (".onnx",)
-DEADLINE = 300.0
 _FLAT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
 _WEIGHT_TYPES = {1, 2, 3, 10, 11, 16, 21, 22}  # float, (u)int8, float16, double, bfloat16, (u)int4 of TensorProto
 
@@ -27,7 +26,7 @@ def load(path: Path, card: Card) -> Loaded:
     Raises:
         IntegrityError: not a sound ONNX model, NaN in a weight, or external data outside its folder.
     """
-    facts = isolate.call(f"{__name__}:inspect", {"path": str(path.absolute())}, deadline=DEADLINE)
+    facts = isolate.read(f"{__name__}:inspect", path)
     inputs = [from_dict(TensorSpec, spec) for spec in facts["inputs"]]
     if inputs:
         inputs[0] = TensorSpec(inputs[0].name, inputs[0].shape, inputs[0].dtype, card.preprocessing.layout)

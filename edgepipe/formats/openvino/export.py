@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.codec import to_dict
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats import _samples
 from edgepipe.formats.openvino import preflight
 from edgepipe.schema import TensorSpec
 
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCES = ("onnx", "tflite")
+SOURCES = ("onnx", "tflite", "tensorflow")
 LIBRARIES = ("openvino",)
 OPTIONS = ("batch", "dynamic")
 FILES = ["model.xml", "model.bin"]
@@ -60,7 +61,7 @@ def convert(
             shutil.copyfile(source, target)
             shutil.copyfile(Path(source).with_suffix(".bin"), Path(target).with_suffix(".bin"))
     else:
-        model = preflight.converted(source)
+        model = _of_graph(source, inputs, outputs) if source.endswith(".pb") else preflight.converted(source)
         if source.endswith(".tflite"):
             _name(model.inputs, inputs)
             _name(model.outputs, outputs)
@@ -68,6 +69,8 @@ def convert(
         openvino.save_model(model, target, compress_to_fp16=False)
     version = seal(target)
     loaded = openvino.Core().read_model(target)
+    if source.endswith(".pb"):
+        _prove(loaded, Path(source).parent)
     return {
         "ir_version": version,
         "inputs": _specs(inputs, loaded.inputs),
@@ -82,6 +85,38 @@ def _name(ports: Any, specs: list[dict[str, Any]]) -> None:
         if len(specs) > 1 and name not in {each.partition(":")[0] for each in port.get_names()}:
             raise IntegrityError(f"OpenVINO put the tensors in another order than the file, at {name}", name, _TESTED)
         port.get_tensor().add_names({spec["name"]})
+
+
+def _of_graph(source: str, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> Any:
+    """The model of a frozen graph, with its ports in order and under their own names."""
+    import openvino
+
+    model = preflight.converted(source)
+    sides = (model.inputs, inputs), (model.outputs, outputs)
+    ports, results = ([_port(ports, spec["name"]) for spec in specs] for ports, specs in sides)
+    for found, specs in ((ports, inputs), (results, outputs)):
+        for port, spec in zip(found, specs, strict=True):
+            port.get_tensor().set_names({spec["name"]})
+    return openvino.Model([port.get_node() for port in results], [port.get_node() for port in ports])
+
+
+def _port(ports: Any, name: str) -> Any:
+    return next(port for port in ports if f"{name}:0" in port.get_names())
+
+
+def _prove(model: Any, folder: Path) -> None:
+    """Hold the file against what the TensorFlow model made of the samples beside its frozen graph.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    import openvino
+
+    given, wanted = _samples.load(folder)
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    made = compiled(given)
+    if not _samples.close(wanted, [made[port] for port in compiled.outputs]):
+        raise IntegrityError("the OpenVINO file does not compute what the model does", "openvino", _TESTED)
 
 
 def seal(target: str) -> int:

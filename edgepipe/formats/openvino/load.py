@@ -14,7 +14,6 @@ from edgepipe.model import Card, Loaded
 from edgepipe.schema import TensorSpec
 
 EXTENSIONS = (".xml",)
-DEADLINE = 300.0
 _PROMISE = re.compile(r'<bin_sha256 value="([0-9a-f]{64})"')
 
 
@@ -32,7 +31,7 @@ def load(path: Path, card: Card) -> Loaded:
     promise = _PROMISE.search(path.read_text(encoding="utf-8", errors="replace"))
     if promise and promise.group(1) != digest:
         raise IntegrityError("the .bin is not the one this .xml was written with", str(weights), fix)
-    facts = isolate.call(f"{__name__}:inspect", {"path": str(path.absolute())}, deadline=DEADLINE)
+    facts = isolate.read(f"{__name__}:inspect", path)
     inputs, outputs = ([from_dict(TensorSpec, spec) for spec in facts[side]] for side in ("inputs", "outputs"))
     if inputs:
         inputs[0] = TensorSpec(inputs[0].name, inputs[0].shape, inputs[0].dtype, card.preprocessing.layout)

@@ -13,7 +13,7 @@ _FIX = "leave the operation out of the model, or export to onnx"
 
 
 def converted(source: str) -> Any:
-    """The OpenVINO model of an ONNX or TFLite file (runs in the child).
+    """The OpenVINO model of an ONNX or TFLite file or a frozen graph (runs in the child).
 
     Raises:
         UsageError: an operator it has no rule for, a use of one it can't follow, or a rank known only at run time, with
@@ -55,7 +55,7 @@ def _left(source: str) -> list[tuple[str, str, str]]:
 
     # The nodes below are made of parts of all three, which must outlive them.
     manager = FrontEndManager()
-    frontend = manager.load_by_framework("onnx" if source.endswith(".onnx") else "tflite")
+    frontend = manager.load_by_framework({".onnx": "onnx", ".pb": "tf"}.get(Path(source).suffix, "tflite"))
     loaded = frontend.load(source)
     partial = frontend.convert_partially(loaded)
     ops = [op for op in partial.get_ordered_ops() if op.get_type_name() in _UNKNOWN]

@@ -1,4 +1,4 @@
-"""TFLite: from the traced program through litert-torch, images with their channels last."""
+"""TFLite: through litert-torch or TensorFlow's converter, images with their channels last."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from edgepipe.schema import TensorSpec
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCES = ("torch",)
+SOURCES = ("torch", "tensorflow")
 WHY_NOT = {"openvino": "OpenVINO's operators are its own, and it writes no other format"}
-LIBRARIES = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
+LIBRARIES = ("torch", "litert-torch", "litert-converter", "ai-edge-litert", "tensorflow")
 OPTIONS = ("batch", "dynamic")
 FILE = "model.tflite"
 _CHANNELS_FIRST, _CHANNELS_LAST = "NCHW", "NHWC"
@@ -39,18 +39,14 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
     if source.suffix == ".tflite":
         return _adopt(model, source, target, options)
     own = model.preprocessing.layout
-    layout = _CHANNELS_LAST if own == _CHANNELS_FIRST else own
+    layout = _CHANNELS_LAST if own == _CHANNELS_FIRST and source.suffix != ".pb" else own
     shapes = [[options.batch, *spec.shape[1:]] for spec in model.inputs]
-    facts = call(
-        f"{__name__}:convert",
-        {
-            "source": str(source),
-            "target": str(target),
-            "shapes": shapes,
-            "dtypes": [spec.dtype for spec in model.inputs],
-            "channels_last": layout != own,
-        },
-    )
+    told = {"source": str(source), "target": str(target), "shapes": shapes, "dtypes": [x.dtype for x in model.inputs]}
+    if source.suffix == ".pb":
+        names = {"inputs": [x.name for x in model.inputs], "outputs": [x.name for x in model.outputs]}
+        facts = call(f"{__package__}.from_tensorflow:convert", {**told, **names})
+    else:
+        facts = call(f"{__name__}:convert", {**told, "channels_last": layout != own})
     inputs = [
         TensorSpec(model.inputs[index].name, shape, dtype, layout if index == 0 else model.inputs[index].layout)
         for index, shape, dtype in facts["inputs"]

@@ -14,7 +14,6 @@ from edgepipe.model import Card, Loaded
 from edgepipe.schema import TensorSpec
 
 EXTENSIONS = (".tflite",)
-DEADLINE = 300.0
 _MAGIC = b"TFL3"  # the file identifier of the TFLite flatbuffer schema, at offset 4
 
 
@@ -28,7 +27,7 @@ def load(path: Path, card: Card) -> Loaded:
     with path.open("rb") as file:
         if file.read(8)[4:] != _MAGIC:
             raise IntegrityError("not a TFLite model", str(path), "get the file again, or export it again")
-    facts = isolate.call(f"{__name__}:inspect", {"path": str(path.absolute())}, deadline=DEADLINE)
+    facts = isolate.read(f"{__name__}:inspect", path)
     inputs, outputs = ([from_dict(TensorSpec, spec) for spec in facts[side]] for side in ("inputs", "outputs"))
     if inputs:
         layout = card.preprocessing.layout

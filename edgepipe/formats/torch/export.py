@@ -29,10 +29,15 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
     """
     import torch
 
+    size = -1 if options.dynamic_batch else options.batch
+    fixed = next((spec.shape[0] for spec in model.inputs if spec.shape[0] not in (-1, size)), None)
+    if fixed is not None:
+        fix = f"use --batch {fixed}, or export the program with a dynamic batch" if fixed > 0 else "leave --dynamic out"
+        raise UsageError(f"the program has a fixed batch of {fixed}", f"batch {size}", fix)
     batch = 2 if options.dynamic_batch else options.batch  # 0 and 1 are taken for constants by the tracer
     example = tuple(torch.zeros([batch, *spec.shape[1:]], dtype=getattr(torch, spec.dtype)) for spec in model.inputs)
     batched = {0: torch.export.Dim("batch")} if options.dynamic_batch else {}
-    inputs = options.freed(_fixed(model.inputs, -1 if options.dynamic_batch else options.batch))
+    inputs = options.freed(_fixed(model.inputs, size))
     free = [[axis for axis, size in enumerate(spec.shape) if axis and size < 0] for spec in inputs]
     shapes = tuple({**batched, **dict.fromkeys(axes, torch.export.Dim.DYNAMIC)} for axes in free)
     try:
@@ -46,7 +51,6 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
         )
         raise UsageError(what, model.name, fix) from error
     torch.export.save(program, folder / FILE)
-    size = -1 if options.dynamic_batch else options.batch
     return Output([FILE], inputs, _fixed(model.outputs, size), model.preprocessing)
 
 

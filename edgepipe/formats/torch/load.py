@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 from edgepipe.cache import hash_file
 from edgepipe.codec import canonical
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats.torch import program
 from edgepipe.model import Card, Loaded
 from edgepipe.schema import TensorSpec
 
-EXTENSIONS = (".safetensors",)
+EXTENSIONS = (".safetensors", ".pt2", ".pt", ".pth", ".ckpt")
+_PROGRAM, _WEIGHTS = ".pt2", ".safetensors"  # the others are pickles, which are refused
 _LISTED = 3
 
 
@@ -30,6 +33,10 @@ def load(path: Path, card: Card) -> Loaded:
         UsageError: no model.py, it fails, or the input's shape is not known.
         IntegrityError: the file is damaged, keys or shapes don't fit the network, or a weight is NaN or infinite.
     """
+    if path.suffix == _PROGRAM:
+        return _from_program(path, card)
+    if path.suffix != _WEIGHTS:
+        raise _pickled(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -45,6 +52,52 @@ def load(path: Path, card: Card) -> Loaded:
     described = {"card": [card.inputs, card.outputs, card.preprocessing], "code": hash_file(source), "weights": digest}
     identity = hashlib.sha256(canonical(_plain(described))).hexdigest()
     return _loaded(module, card, digest, identity, str(source))
+
+
+def _from_program(path: Path, card: Card) -> Loaded:
+    """A program of torch.export; sizes it leaves open after the batch are the card's."""
+    module = program.load(path)
+    specs = []
+    for index, spec in enumerate(module.inputs):
+        told = card.inputs[index] if index < len(card.inputs) else spec
+        sizes = list(told.shape) if told is not spec else spec.shape[1:]
+        if (
+            not spec.shape
+            or len(sizes) != len(spec.shape) - 1
+            or any(have not in (-1, size) for have, size in zip(spec.shape[1:], sizes, strict=True))
+        ):
+            raise UsageError(f"input {spec.name} is {spec.shape[1:]}, not {sizes}", str(path), "correct the shape")
+        if -1 in sizes:
+            fix = "say it with --input-shape, or in model.toml"
+            raise UsageError(f"input {spec.name} leaves its size open: {sizes}", str(path), fix)
+        name = told.name if index < len(card.inputs) and card.weights == path.name and card.outputs else spec.name
+        layout = spec.layout or (card.preprocessing.layout if index == 0 else "")
+        specs.append(TensorSpec(name, [spec.shape[0], *sizes], spec.dtype, layout))
+    made, macs, reason = count(module, specs, str(path))
+    fixed = specs[0].shape[0] if specs else -1
+    outputs = [TensorSpec(spec.name, [fixed, *spec.shape[1:]], spec.dtype) for spec in card.outputs or made]
+    if card.outputs:
+        outputs = [TensorSpec(spec.name, [fixed, *spec.shape], spec.dtype, spec.layout) for spec in card.outputs]
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    digest = hash_file(path)
+    identity = f"{digest}-{card.preprocessing!r}-{specs!r}-{outputs!r}"
+    return Loaded("torch", specs, outputs, digest, identity, module, parameters, macs, reason)
+
+
+def _pickled(path: Path) -> UsageError:
+    """What to do with a pickle, or with TorchScript, which is one too."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            script = any("/code/" in name for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        script = False
+    if script:
+        fix = "export the module it was made of: torch.export.save(torch.export.export(model, inputs), 'model.pt2')"
+        return UsageError("TorchScript carries pickled code and is not read", str(path), fix)
+    fix = (
+        "keep its tensors only: safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
+    )
+    return UsageError("a pickled checkpoint can run code when it is loaded, and is not read", str(path), fix)
 
 
 def from_function(ref: str, card: Card) -> Loaded:
@@ -156,11 +209,13 @@ def _shapes(card: Card, where: str) -> list[TensorSpec]:
     return specs
 
 
-def example(inputs: list[TensorSpec], batch: int = 1) -> tuple[Any, ...]:
-    """Zeros of the inputs' shapes and types, for tracing."""
+def example(inputs: list[TensorSpec]) -> tuple[Any, ...]:
+    """One sample of zeros in the inputs' shapes and types, or as many as their batch is fixed to, for tracing."""
     import torch
 
-    return tuple(torch.zeros([batch, *spec.shape[1:]], dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    return tuple(
+        torch.zeros([max(spec.shape[0], 1), *spec.shape[1:]], dtype=getattr(torch, spec.dtype)) for spec in inputs
+    )
 
 
 def count(module: Any, inputs: list[TensorSpec], where: str) -> tuple[list[TensorSpec], int | None, str]:

@@ -1,0 +1,1 @@
+"""What TensorFlow trains: Keras files, SavedModel folders and frozen graphs. Inputs only."""
