@@ -2,7 +2,7 @@
 
 An entry appears whole or not at all: it is filled in a temporary folder, flushed to disk, then renamed. What is read
 back is hashed again, so an entry damaged on disk is thrown away and made anew. Makers of the same entry wait for each
-other; makers of different entries don't.
+other; makers of different entries don't. Beyond `LIMIT` bytes the entries go that were not used for longest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,14 @@ from edgepipe import paths
 from edgepipe.codec import canonical
 from edgepipe.errors import EdgepipeError, UsageError
 
+LIMIT = 20_000_000_000  # bytes; EDGEPIPE_CACHE_LIMIT sets another bound
+_DAY, _HOUR = 86400.0, 3600.0  # what was used so recently may still be in use, and is kept whatever the bound
 _INDEX = ".entry.json"
 _BLOCK = 1 << 20
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+_bounded: set[Path] = set()
 
 
 class NoRoomError(UsageError):
@@ -66,6 +73,37 @@ def code(*files: str | Path | None) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Trimmed:
+    """What `Cache.trim` removed, and how many bytes of entries are left."""
+
+    entries: int
+    freed_bytes: int
+    left_bytes: int
+
+
+def limit() -> int:
+    """The bound in bytes: EDGEPIPE_CACHE_LIMIT, or `LIMIT`.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    return size(os.environ.get("EDGEPIPE_CACHE_LIMIT", str(LIMIT)), "EDGEPIPE_CACHE_LIMIT")
+
+
+def size(text: str, where: str) -> int:
+    """Read ``500M``, ``20G`` or a number as bytes.
+
+    Raises:
+        UsageError: none of these.
+    """
+    units = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    number, factor = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1)
+    if not number.isdecimal():
+        raise UsageError(f"not a size: {text}", where, "write it as 500M, 20G or a number of bytes")
+    return int(number) * factor
+
+
 class Cache:
     """The work cache below ``root`` (by default below the user's cache folder)."""
 
@@ -75,7 +113,55 @@ class Cache:
     def get(self, entry: str) -> Path | None:
         """The folder of an entry if it is there and every byte of it is as it was published, else None."""
         folder = self._folder(entry)
-        return folder if folder.is_dir() and _intact(folder) else None
+        if not (folder.is_dir() and _intact(folder)):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # when it was last used
+        return folder
+
+    def trim(self, most: int, keep_seconds: float = _HOUR) -> Trimmed:
+        """Remove the entries not used for longest until ``most`` bytes are left, and what dead makers left behind.
+
+        What was used within ``keep_seconds`` stays, and what somebody is making. A file counts as it does in the index.
+        """
+        found = sorted(_rows(self.root / "entries"))
+        left, newest = sum(bytes_ for _, bytes_, _ in found), time.time() - keep_seconds
+        removed = freed = 0
+        for used, bytes_, folder in found:
+            if left <= most or used > newest:
+                break
+            if self._remove(folder):
+                removed, freed, left = removed + 1, freed + bytes_, left - bytes_
+        for stale in (self.root / "tmp").glob("*"):
+            with self._unless_locked(stale.name.partition("-")[0]) as free:
+                if free:
+                    shutil.rmtree(stale, ignore_errors=True)
+        return Trimmed(removed, freed, left)
+
+    def _remove(self, folder: Path) -> bool:
+        """Take an entry away by a rename, so that nobody meets half of it; False where it is being made anew."""
+        (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+        gone = self.root / "tmp" / f"{folder.name}-removed"
+        with self._unless_locked(folder.name) as free:
+            if not free:
+                return False
+            try:
+                folder.rename(gone)
+            except OSError:  # somebody else removed it
+                return False
+            shutil.rmtree(gone, ignore_errors=True)
+            return True
+
+    @contextlib.contextmanager
+    def _unless_locked(self, entry: str) -> Iterator[bool]:
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        with (self.root / "locks" / entry).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def make(self, entry: str, maker: Callable[[Path], None]) -> tuple[Path, bool]:
         """Return the folder of ``entry`` and whether it was there already; if not, ``maker(folder)`` fills it.
@@ -89,7 +175,11 @@ class Cache:
             return found, True
         try:
             with self._locked(entry):
-                return self._make_locked(entry, maker)
+                made = self._make_locked(entry, maker)
+            if self.root not in _bounded:  # once in a process is often enough
+                _bounded.add(self.root)
+                self.trim(limit(), _DAY)
+            return made
         except OSError as error:
             if error.errno not in _DISK:
                 raise
@@ -139,6 +229,14 @@ class Cache:
         with (locks / entry).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _rows(entries: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each entry was last used, its bytes, and its folder."""
+    for folder in entries.glob("*/*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            index = json.loads((folder / _INDEX).read_bytes())
+            yield folder.stat().st_mtime, sum(int(item["bytes"]) for item in index.values()), folder
 
 
 def _intact(folder: Path) -> bool:

@@ -206,3 +206,57 @@ def test_versions_and_code(tmp_path):
     assert before == cache.code(other, one, None)
     other.write_text("y = 2")
     assert cache.code(one, other) != before
+
+
+def aged(store, name, seconds, text="x" * 100):
+    """An entry last used so long ago."""
+    folder, _ = store.make(cache.key("test", name=name), write(text))
+    then = time.time() - seconds
+    os.utime(folder, (then, then))
+    return folder
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path):
+    store = Cache(tmp_path)
+    old, older, oldest = (aged(store, name, age) for name, age in (("a", 7200), ("b", 8200), ("c", 9200)))
+    store.make(cache.key("test", name="c"), write("never"))  # used again
+    fresh = aged(store, "d", 10)
+    found = store.trim(300)
+    assert (found.entries, found.freed_bytes, found.left_bytes) == (1, 100, 300)
+    assert [folder.exists() for folder in (old, older, oldest, fresh)] == [True, False, True, True]
+    assert store.trim(0).entries == 1
+    assert [folder.exists() for folder in (old, oldest, fresh)] == [False, True, True], "the last hour is kept"
+    assert store.make(cache.key("test", name="b"), write("again"))[1] is False
+
+
+def test_what_dead_makers_left_goes_and_what_is_being_made_stays(tmp_path):
+    store = Cache(tmp_path)
+    folder = aged(store, "a", 9000)
+    for name in (folder.name, "dead"):
+        (tmp_path / "tmp" / f"{name}-x").mkdir(parents=True)
+    with store._locked(folder.name):
+        assert store.trim(0).entries == 0
+        assert (tmp_path / "tmp" / f"{folder.name}-x").exists()
+    assert not (tmp_path / "tmp" / "dead-x").exists()
+    assert store.trim(0).entries == 1
+
+
+def test_the_bound_holds_without_being_asked(tmp_path, monkeypatch):
+    store = Cache(tmp_path)
+    old = aged(store, "a", 2 * 86400)
+    monkeypatch.setenv("EDGEPIPE_CACHE_LIMIT", "150")
+    cache._bounded.discard(tmp_path)
+    store.make(KEY, write("y" * 100))
+    assert not old.exists()
+    assert store.get(KEY)
+
+
+@pytest.mark.parametrize(("text", "bytes_"), [("0", 0), ("500M", 5 * 10**8), ("20G", 2 * 10**10), ("12", 12)])
+def test_sizes(text, bytes_):
+    assert cache.size(text, "here") == bytes_
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5G", "G", "1 G"])
+def test_no_sizes(text):
+    with pytest.raises(UsageError, match="not a size"):
+        cache.size(text, "here")
