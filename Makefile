@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench guarantees conformance clean
+.PHONY: help demo fleet-demo test lint bench guarantees conformance clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -15,6 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## compress, export, prove, push, measure and report the default model on a loopback board
 	@scripts/demo $(BIN)/edgepipe
+
+fleet-demo: $(STAMP) ## a fleet of loopback boards, some of them sick: BOARDS=20 SICK=2, writes out/fleet-demo/report.html
+	@scripts/ensure-sshd
+	$(BIN)/python scripts/fleet_demo.py
 
 test: $(STAMP) ## run the tests (a few minutes)
 	@scripts/ensure-sshd || true
