@@ -277,3 +277,15 @@ def test_the_cache_tells_data_apart(tmp_path):
         found = loaded(str(bare("onnx")), calibration=str(tmp_path / "calib.npz"))
         made.append(export.make(found, "int8", "onnx", cache=Cache(kit.home() / "work")).artifact.sha256)
     assert made[0] != made[1]
+
+
+def test_labels_beside_the_inputs_give_the_tasks_own_metric(tmp_path):
+    labels = kit.torch_outputs(16).argmax(1)
+    np.savez(tmp_path / "calib.npz", inputs=samples("onnx"), labels=labels)
+    kit.use_home()
+    said = Said(calibration=str(tmp_path / "calib.npz"), task="image-classification")
+    (made,) = convert.convert(convert.Request(str(bare("onnx")), ("onnx",), tmp_path, said=said), Silent()).exports
+    assert (made.ladder.accuracy.metric, made.ladder.accuracy.baseline) == ("top1", 1.0)
+    np.savez(tmp_path / "calib.npz", inputs=samples("onnx"), labels=labels[:3])
+    with pytest.raises(UsageError, match=r"\[3, 16\] samples"):
+        loaded(str(bare("onnx")), calibration=str(tmp_path / "calib.npz"), task="image-classification")
