@@ -1,20 +1,31 @@
-"""Drive the worker: a case that kills or hangs it is a verdict, and the next one gets a new worker."""
+"""Drive two workers: a case that kills or hangs one is a verdict, and the next one gets a new worker.
+
+Verdicts are kept by the hash of the case, of the code that converts and of the libraries: a stopped run goes on.
+"""
 
 from __future__ import annotations
 
 import json
+import queue
 import selectors
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgepipe import formats, paths
+from edgepipe.cache import code, hash_file, key, versions
+from tests.conformance import worker as judge
 from tests.conformance.corpus import name_of
 
 DEADLINE = 300.0
+WORKERS = 2
+_CONCERNED = {"openvino": ("onnx", "openvino"), "tflite": ("onnx", "torch", "tflite")}
+_TOLD = 50  # cases between two words of how far it is
 
 
 @dataclass
@@ -84,10 +95,55 @@ class Worker:
 
 def convert_all(kind: str, files: Iterable[Path], format_name: str) -> Tally:
     """Convert every file to one format, and hold what it computes against the source's runtime."""
-    tally, worker = Tally(kind, format_name), Worker()
+    tally, cases = Tally(kind, format_name), list(files)
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    workers = [Worker() for _ in range(WORKERS)]
+    for each in workers:
+        idle.put(each)
+    stamp = _stamp(format_name)
+
+    def verdict(path: Path) -> tuple[str, str]:
+        kept = _kept(path, stamp)
+        if kept.is_file():
+            answer = json.loads(kept.read_text(encoding="utf-8"))
+            return answer[0], answer[1]
+        one = idle.get()
+        try:
+            answer = one.ask({"path": str(path), "format": format_name})
+        finally:
+            idle.put(one)
+        part = kept.with_suffix(".part")
+        part.write_text(json.dumps(answer), encoding="utf-8")
+        part.replace(kept)
+        return answer
+
     try:
-        for path in files:
-            tally.add(name_of(path), *worker.ask({"path": str(path), "format": format_name}))
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for place, (path, found) in enumerate(zip(cases, pool.map(verdict, cases), strict=True), 1):
+                tally.add(name_of(path), *found)
+                if place % _TOLD == 0:
+                    print(f"{kind} to {format_name}: {place} of {len(cases)}", file=sys.stderr, flush=True)
     finally:
-        worker.close()
+        for each in workers:
+            each.close()
     return tally
+
+
+def _stamp(format_name: str) -> str:
+    """A hash of the code and the libraries that a verdict depends on."""
+    root = Path(str(formats.__file__)).parent
+    sources = [path for name in _CONCERNED[format_name] for path in sorted((root / name).glob("*.py"))]
+    libraries = ("onnx", "onnxruntime", "openvino", "torch", "litert-torch", "litert-converter", "ai-edge-litert")
+    return key(
+        "conformance",
+        format=format_name,
+        code=code(*sources, Path(str(judge.__file__)), root.parent / "stages.py"),
+        versions=versions(libraries),
+    )
+
+
+def _kept(path: Path, stamp: str) -> Path:
+    """Where the verdict of a case is kept."""
+    folder = paths.cache_home() / "conformance" / "verdicts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{key('case', name=name_of(path), file=hash_file(path), stamp=stamp)}.json"

@@ -47,7 +47,7 @@ def judge(path: str, format_name: str, feeds: list[Any]) -> tuple[str, str]:
         return "source", "its outputs are not tensors of numbers"
     with tempfile.TemporaryDirectory(prefix="edgepipe-") as folder:
         try:
-            options = export.ExportOptions(dynamic={"": [0]})
+            options = export.ExportOptions(dynamic={} if format_name == "tflite" else {"": [0]})
             made = export.make(model.load(path), "none", format_name, options, cache=Cache(Path(folder)))
         except BoardError as error:
             return "unexplained", f"{error.what[:300]}"

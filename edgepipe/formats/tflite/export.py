@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,11 +41,12 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
         return _adopt(model, source, target, options)
     own = model.preprocessing.layout
     layout = _CHANNELS_LAST if own == _CHANNELS_FIRST and source.suffix != ".pb" else own
-    shapes = [[options.batch, *spec.shape[1:]] for spec in model.inputs]
-    told = {"source": str(source), "target": str(target), "shapes": shapes, "dtypes": [x.dtype for x in model.inputs]}
+    told: dict[str, Any] = {"source": str(source), "target": str(target)}
     if source.suffix == ".pb":
+        shapes = [[options.batch, *spec.shape[1:]] for spec in model.inputs]
+        types = {"shapes": shapes, "dtypes": [spec.dtype for spec in model.inputs]}
         names = {"inputs": [x.name for x in model.inputs], "outputs": [x.name for x in model.outputs]}
-        facts = call(f"{__package__}.from_tensorflow:convert", {**told, **names})
+        facts = call(f"{__package__}.from_tensorflow:convert", {**told, **types, **names})
     else:
         facts = call(f"{__name__}:convert", {**told, "channels_last": layout != own})
     inputs = [
@@ -66,30 +68,49 @@ def _adopt(model: Model, source: Path, target: Path, options: ExportOptions) -> 
     return Output([FILE], model.inputs, model.outputs, model.preprocessing)
 
 
-def convert(
-    source: str, target: str, shapes: list[list[int]], dtypes: list[str], channels_last: bool
-) -> dict[str, Any]:
+def convert(source: str, target: str, channels_last: bool) -> dict[str, Any]:
     """Make the file, run it once, and read back its inputs and outputs (runs in the child).
 
     Each input and output is [index in the model's own order, shape, dtype], in the file's order.
+
+    Raises:
+        UsageError: the converter has no form for an operation of the program.
+        IntegrityError: the file does not compute what the program does.
     """
     import litert_torch
     import torch
 
-    module: Any = _steady(torch.export.load(source).module())
+    program = torch.export.load(source)
+    module: Any = _steady(program.module())
+    example = tuple(_made_up(tensor) for tensor in program.example_inputs[0])
     if channels_last:
         module = litert_torch.to_channel_last_io(module, args=[0])
-        batch, channels, *rest = shapes[0]
-        shapes = [[batch, *rest, channels], *shapes[1:]]
-    example = tuple(
-        torch.rand(shape) if dtype.startswith("float") else torch.zeros(shape, dtype=getattr(torch, dtype))
-        for shape, dtype in zip(shapes, dtypes, strict=True)
-    )
-    litert_torch.convert(module, example).export(target)
+        example = (example[0].movedim(1, -1).contiguous(), *example[1:])
+    try:
+        litert_torch.convert(module, example).export(target)
+    except Exception as error:  # its stages raise a dozen kinds
+        raise _refusal(error) from None
     model = graph.read(target)
     graph.label(model)
     Path(target).write_bytes(graph.pack(model))
     return _read_back(target, module, example)
+
+
+def _made_up(like: Any) -> Any:
+    import torch
+
+    return torch.rand(like.shape) if like.is_floating_point() else torch.zeros_like(like)
+
+
+def _refusal(error: Exception) -> UsageError:
+    """What the converter could not do, in the words that name the operation."""
+    text = " ".join(str(error).split())
+    found = re.search(
+        r"Lowering not found: ([\w.:<>]+)|(?:failed to legalize operation|error:) '?([^'\n]{3,120})'?", text
+    )
+    said = next(filter(None, found.groups())) if found else text[:200]
+    what = f"litert-torch can't convert the model: {type(error).__name__}: {said}"
+    return UsageError(what, "export to tflite", "leave the operation out of the model, or export to onnx or openvino")
 
 
 def _steady(program: Any) -> Any:
@@ -116,7 +137,6 @@ def _read_back(target: str, module: Any, example: tuple[Any, ...]) -> dict[str, 
     Raises:
         IntegrityError: the file does not compute what the module does.
     """
-    import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=target, num_threads=1)
@@ -131,8 +151,7 @@ def _read_back(target: str, module: Any, example: tuple[Any, ...]) -> dict[str, 
     back = [_number(detail["name"], len(details[1])) for detail in details[1]]
     for index, detail in zip(back, details[1], strict=True):
         have = interpreter.get_tensor(detail["index"])
-        scale = max(float(np.abs(wanted[index]).max()), 1e-6)
-        if have.shape != wanted[index].shape or not float(np.abs(have - wanted[index]).max()) <= 1e-3 * scale:
+        if have.shape != wanted[index].shape or not _alike(have, wanted[index]):
             raise IntegrityError(
                 "the TFLite file does not compute what the model does", target, "export to onnx instead"
             )
@@ -140,6 +159,15 @@ def _read_back(target: str, module: Any, example: tuple[Any, ...]) -> dict[str, 
         "inputs": [_fact(index, detail) for index, detail in zip(order, details[0], strict=True)],
         "outputs": [_fact(index, detail) for index, detail in zip(back, details[1], strict=True)],
     }
+
+
+def _alike(have: Any, wanted: Any) -> bool:
+    """Whether no value is further off than a thousandth of the largest."""
+    import numpy as np
+
+    a, b = have.astype(np.float64), wanted.astype(np.float64)
+    scale = max(float(np.abs(b[np.isfinite(b)]).max(initial=0.0)), 1e-6)
+    return bool(np.allclose(a, b, rtol=0.0, atol=1e-3 * scale, equal_nan=True))
 
 
 def _fact(index: int, detail: dict[str, Any]) -> list[Any]:
@@ -150,7 +178,5 @@ def _fact(index: int, detail: dict[str, Any]) -> list[Any]:
 
 def _number(name: str, count: int) -> int:
     """The place in the model's own order, from the tensor's name (``..._args_1``, ``..._output_0_...``)."""
-    import re
-
     found = re.search(r"(?:args|output)_(\d+)", str(name))
     return int(found.group(1)) if found and count > 1 else 0

@@ -1,4 +1,4 @@
-"""Trace a torch module into a portable program, ``model.pt2``: what every other format is exported from.
+"""Trace a torch module, or an ONNX graph, into a portable program, ``model.pt2``: what other formats are exported from.
 
 The program leaves Python code behind, so the converters' child processes need neither the model's source nor pickle.
 """
@@ -15,18 +15,21 @@ from edgepipe.schema import TensorSpec
 if TYPE_CHECKING:
     from edgepipe.model import Model
 
-SOURCES = ("",)
-LIBRARIES = ("torch",)
+SOURCES = ("", "onnx")
+LIBRARIES = ("torch", "onnx", "onnxruntime")
 OPTIONS = ("batch", "dynamic")
 FILE = "model.pt2"
 
 
-def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:  # noqa: ARG001
-    """Write ``model.pt2`` into ``folder``.
+def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
+    """Write ``model.pt2`` into ``folder``, from the module or from the ONNX file ``source``.
 
     Raises:
-        UsageError: the module can't be traced.
+        UsageError: the module can't be traced, or a node of the graph has no rule.
+        IntegrityError: the program does not compute what the ONNX file does.
     """
+    if model.module is None:
+        return _from_graph(model, source, folder, options, call)
     import torch
 
     size = -1 if options.dynamic_batch else options.batch
@@ -52,6 +55,19 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
         raise UsageError(what, model.name, fix) from error
     torch.export.save(program, folder / FILE)
     return Output([FILE], inputs, _fixed(model.outputs, size), model.preprocessing)
+
+
+def _from_graph(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
+    free = any(spec.shape and spec.shape[0] < 1 for spec in model.inputs)
+    if options.batch != 1 and not free:
+        raise UsageError("the file has no free batch", f"batch {options.batch}", "leave it out, or export it anew")
+    told = {"source": str(source), "target": str(folder / FILE), "batch": options.batch}
+    facts = call(f"{__package__}.from_onnx:convert", told)
+    inputs, outputs = (
+        [TensorSpec(spec.name, shape, dtype, spec.layout) for spec, (shape, dtype) in zip(specs, made, strict=True)]
+        for specs, made in ((model.inputs, facts["inputs"]), (model.outputs, facts["outputs"]))
+    )
+    return Output([FILE], inputs, outputs, model.preprocessing)
 
 
 def reload(path: Path) -> Any:

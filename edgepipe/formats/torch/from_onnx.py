@@ -1,0 +1,279 @@
+"""An ONNX graph as a torch program: each node by its rule, what does not depend on the inputs computed once.
+
+The graph is walked twice. First with tensors that have shapes and no values: so it is known which values are constant,
+and a node without a rule, or one whose shapes depend on data, is refused before any work. Then by the tracer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from edgepipe.errors import EdgepipeError, IntegrityError, UsageError
+from edgepipe.formats.torch.onnx_node import ABSENT, FIX, Node
+
+_RELATIVE, _ABSOLUTE = 1e-3, 1e-5  # of the program against ONNX Runtime: float32 in another order of summation
+_LISTED = 5
+_DOMAINS = ("", "ai.onnx")
+
+
+def rules() -> dict[str, Any]:
+    """The rules for all operators there are, by the operator's name."""
+    from edgepipe.formats.torch import onnx_layers, onnx_math, onnx_recurrent, onnx_resize, onnx_shapes
+
+    found: dict[str, Any] = {}
+    for module in (onnx_math, onnx_shapes, onnx_layers, onnx_recurrent, onnx_resize):
+        found.update(module.RULES)
+    return found
+
+
+def convert(source: str, target: str, batch: int) -> dict[str, Any]:
+    """Write the program of an ONNX file and hold it against ONNX Runtime (runs in the child).
+
+    Inputs with a free batch get ``batch``. Returns shapes and types of the program's inputs and outputs.
+
+    Raises:
+        UsageError: an operator without a rule, or a use of one that can't be followed, with the nodes.
+        IntegrityError: the program does not compute what the file does.
+    """
+    import onnx
+    import torch
+
+    model = onnx.load(source)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    given = [value for value in model.graph.input if value.name not in weights]
+    if not given:
+        raise UsageError("the file has no inputs: it computes a constant", Path(source).name, "nothing is to be run")
+    _check(model)
+    example, wanted = _answered(source, given, batch)
+    network = _network(model, [value.name for value in given], example)
+    try:
+        program = torch.export.export(network, example, strict=False)
+    except EdgepipeError:
+        raise
+    except Exception as error:  # the tracer raises a dozen kinds
+        text = " ".join(str(error).split())[:200]
+        raise UsageError(f"the graph can't be traced: {type(error).__name__}: {text}", Path(source).name, FIX) from None
+    torch.export.save(program, target)
+    results = _held(source, [value.name for value in model.graph.output], program.module()(*example), wanted)
+    return {
+        "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in example],
+        "outputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in results],
+    }
+
+
+def _check(model: Any) -> None:
+    """Refuse nodes without a rule, all at once."""
+    known = rules()
+    lacking = [
+        node
+        for node in model.graph.node
+        if node.domain not in _DOMAINS or (node.op_type not in known and node.op_type != "Constant")
+    ]
+    if lacking:
+        ops = ", ".join(sorted({node.op_type for node in lacking}))
+        names = [(node.name or node.output[0])[:60] for node in lacking[:_LISTED]]
+        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+        raise UsageError(f"no rule to bring {ops} to TFLite (at {', '.join(names)}{more})", names[0], FIX)
+
+
+def _example(value: Any, batch: int, seed: int, whole: int | None) -> Any:
+    """A seeded tensor for an input: floats in [0, 1); whole numbers 0 or 1, or all ``whole``.
+
+    Raises:
+        UsageError: a free dimension besides the batch, or elements that are not numbers.
+    """
+    import torch
+
+    from edgepipe.formats.torch.onnx_math import dtype_of
+
+    tensor = value.type.tensor_type
+    node = Node("Input", value.name, 0, {}, 1)
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        raise node.refusal("it is no tensor of a known rank")
+    sizes = [dim.dim_value for dim in tensor.shape.dim]
+    if sizes and not sizes[0]:
+        sizes[0] = batch
+    if not all(sizes):
+        what = f"the input {value.name!r} has a free dimension besides the batch, and TFLite needs fixed shapes"
+        raise UsageError(what, value.name, "say the shape of one sample with --input-shape")
+    dtype = dtype_of(node, tensor.elem_type)
+    random = torch.Generator().manual_seed(seed)
+    if dtype.is_floating_point:
+        return torch.rand(sizes, generator=random, dtype=dtype)
+    found = torch.randint(0, 2, sizes, generator=random) if whole is None else torch.full(sizes, whole)
+    return found.to(dtype)
+
+
+def _network(model: Any, inputs: list[str], example: tuple[Any, ...]) -> Any:
+    """The graph as a torch module."""
+    import torch
+
+    plan = _Plan(model, dict(zip(inputs, example, strict=True)))
+
+    class Network(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: dict[str, str] = {}
+            for place, (name, value) in enumerate(plan.needed().items()):
+                self.names[name] = f"constant_{place}"
+                self.register_buffer(self.names[name], value)
+
+        def forward(self, *given: Any) -> Any:
+            values = dict(zip(inputs, given, strict=True))
+            values.update({name: getattr(self, own) for name, own in self.names.items()})
+            for step in plan.steps:
+                values.update(step.run(values))
+            return tuple(_own(values[name], name, given, self.names) for name in plan.outputs)
+
+    return Network().eval()
+
+
+def _own(value: Any, name: str, given: tuple[Any, ...], constants: dict[str, str]) -> Any:
+    """An output that is an input or a constant as a tensor of its own."""
+    return value.clone() if name in constants or any(value is each for each in given) else value
+
+
+class _Step:
+    """A node with its rule and the names of what it reads and makes."""
+
+    def __init__(self, node: Node, rule: Any, reads: list[str], makes: list[str]) -> None:
+        self.node, self.rule, self.reads, self.makes = node, rule, reads, makes
+
+    def run(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The outputs by name."""
+        made = self.rule(self.node, *(values[name] if name else None for name in self.reads))
+        return dict(zip(self.makes, made if isinstance(made, tuple) else (made,), strict=False))
+
+
+class _Plan:
+    """What of the graph is constant, and the steps that are left.
+
+    Raises:
+        UsageError: a node that can't be followed.
+    """
+
+    def __init__(self, model: Any, given: dict[str, Any]) -> None:
+        import torch
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        self._known = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
+        self.outputs = [value.name for value in model.graph.output]
+        self.steps: list[_Step] = []
+        opset = next(entry.version for entry in model.opset_import if entry.domain in _DOMAINS)
+        fake, table = FakeTensorMode(allow_non_fake_inputs=True), rules()
+        values: dict[str, Any] = {name: fake.from_tensor(value) for name, value in given.items()}
+        values.update(self._known)
+        for item in model.graph.node:
+            node = self._node(item, opset)
+            if item.op_type == "Constant":
+                values[item.output[0]] = self._known[item.output[0]] = _constant(node)
+                continue
+            step = _Step(node, table[item.op_type], list(item.input), list(item.output))
+            constant = item.op_type in ("Shape", "Size") or all(known is not None for known in node.known)
+            with contextlib.nullcontext() if constant else fake, torch.no_grad():
+                made = self._tried(step, values)
+            values.update(made)
+            if constant:
+                self._known.update(made)
+            else:
+                self.steps.append(step)
+
+    def _node(self, item: Any, opset: int) -> Node:
+        from onnx import helper
+
+        attributes = {each.name: helper.get_attribute_value(each) for each in item.attribute}
+        attributes = {name: _tensor(x) if hasattr(x, "data_type") else x for name, x in attributes.items()}
+        known = [
+            (self._known[name].numpy() if name in self._known else None) if name else ABSENT for name in item.input
+        ]
+        return Node(
+            item.op_type, item.name or next(filter(None, item.output)), opset, attributes, len(item.output), known
+        )
+
+    @staticmethod
+    def _tried(step: _Step, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return step.run(values)
+        except EdgepipeError:
+            raise
+        except Exception as error:  # torch raises several kinds for shapes and types that don't fit
+            text = " ".join(str(error).split())[:160]
+            raise step.node.refusal(f"{type(error).__name__}: {text}") from None
+
+    def needed(self) -> dict[str, Any]:
+        """The constants that a step reads, or that are put out."""
+        read = dict.fromkeys([name for step in self.steps for name in step.reads] + self.outputs)
+        return {name: self._known[name] for name in read if name in self._known}
+
+
+def _constant(node: Node) -> Any:
+    import torch
+
+    for key, value in node.attributes.items():
+        if key == "value":
+            return value
+        if key in ("value_float", "value_floats"):
+            return torch.tensor(value, dtype=torch.float32)
+        if key in ("value_int", "value_ints"):
+            return torch.tensor(value, dtype=torch.int64)
+    raise node.refusal("it holds text or a sparse tensor")
+
+
+def _tensor(proto: Any) -> Any:
+    """An initialiser as a torch tensor of a type that TFLite computes in."""
+    import numpy as np
+    import torch
+    from onnx import numpy_helper
+
+    from edgepipe.formats.torch.onnx_math import dtype_of
+
+    dtype = dtype_of(Node("Constant", proto.name, 0, {}, 1), proto.data_type)
+    values = np.ascontiguousarray(numpy_helper.to_array(proto))
+    wide = {"float16": np.float32, "bfloat16": np.float32, "uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+    values = values.astype(wide.get(values.dtype.name, values.dtype))
+    return torch.from_numpy(values.copy()).reshape(tuple(proto.dims)).to(dtype)
+
+
+def _answered(source: str, given: list[Any], batch: int) -> tuple[tuple[Any, ...], list[Any]]:
+    """Inputs on which ONNX Runtime runs the file, and its answer; whole numbers may be divisors, or places.
+
+    Raises:
+        UsageError: it does not run it.
+    """
+    import onnxruntime
+    from onnx import helper
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    types = [helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in given]
+    why = ""
+    for whole in (None, 1, 0):
+        example = tuple(_example(value, batch, at, whole) for at, value in enumerate(given))
+        arrays = [x.numpy().astype(kind) for x, kind in zip(example, types, strict=True)]
+        try:
+            session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            return example, session.run(None, dict(zip([value.name for value in given], arrays, strict=True)))
+        except Exception as error:  # the binding has a class of its own for each status code
+            why = " ".join(str(error).split())[:200]
+    raise UsageError(f"ONNX Runtime does not run the file: {why}", Path(source).name, "get or export the file again")
+
+
+def _held(source: str, names: list[str], results: Any, wanted: list[Any]) -> list[Any]:
+    """The program's outputs, once they are those of the file.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    import numpy as np
+
+    found = list(results)
+    for name, ours, theirs in zip(names, found, wanted, strict=True):
+        a, b = ours.detach().numpy().astype(np.float64), np.asarray(theirs).astype(np.float64)
+        slack = _ABSOLUTE + _RELATIVE * float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
+        if a.shape != b.shape or not np.allclose(a, b, rtol=_RELATIVE, atol=slack, equal_nan=True):
+            what = f"the torch program of the file gives another output {name!r} than ONNX Runtime"
+            raise IntegrityError(what, f"{Path(source).name}, stage torch", "report this file; export to onnx instead")
+    return found
