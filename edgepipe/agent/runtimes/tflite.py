@@ -92,12 +92,8 @@ class TfliteSession:
     """A model in an interpreter. Integer inputs and outputs with a scale are quantised and dequantised here."""
 
     def __init__(self, path: str, options: RunOptions, artifact: Artifact) -> None:
-        module = _module()
         self._optimize = options.optimize
-        more: Dict[str, Any] = {}
-        if not options.optimize:
-            more["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_REF
-        self._interpreter = module.Interpreter(model_path=path, num_threads=options.threads, **more)
+        self._interpreter = _opened(path, options)
         self._names = _names(self._interpreter)
         self._wanted = [[spec.name for spec in specs] for specs in (artifact.inputs, artifact.outputs)]
         self._resize(options.batch)
@@ -165,6 +161,19 @@ class TfliteSession:
 def load(path: str, options: RunOptions, artifact: Artifact) -> TfliteSession:
     """Open a file. Raises the package's own exceptions (ValueError, RuntimeError) if it can't."""
     return TfliteSession(path, options, artifact)
+
+
+def _opened(path: str, options: RunOptions) -> Any:
+    """The interpreter; without optimisation with reference kernels, or plain ones where an operator has no such."""
+    module = _module()
+    if options.optimize:
+        return module.Interpreter(model_path=path, num_threads=options.threads)
+    kinds = module.OpResolverType
+    told: Dict[str, Any] = {"model_path": path, "num_threads": options.threads}
+    try:
+        return module.Interpreter(experimental_op_resolver_type=kinds.BUILTIN_REF, **told)
+    except ValueError:  # e.g. "Didn't find op for builtin opcode 'CEIL'"
+        return module.Interpreter(experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES, **told)
 
 
 def _names(interpreter: Any) -> Dict[str, str]:

@@ -46,8 +46,9 @@ def convert(source: str, target: str, batch: int) -> dict[str, Any]:
     if not given:
         raise UsageError("the file has no inputs: it computes a constant", Path(source).name, "nothing is to be run")
     _check(model)
+    shaped = tuple(_example(value, batch, at, None) for at, value in enumerate(given))
+    network = _network(model, [value.name for value in given], shaped)
     example, wanted = _answered(source, given, batch)
-    network = _network(model, [value.name for value in given], example)
     try:
         program = torch.export.export(network, example, strict=False)
     except EdgepipeError:

@@ -223,8 +223,7 @@ def _nonzero(node: Node, x: Any) -> Any:
 
 
 def _dropout(node: Node, x: Any, *_: Any) -> Any:
-    ratio = node.value(1, "ratio")
-    if node.has(2) and node.value(2, "training mode").any() and (ratio is None or ratio != 0):
+    if node.has(2) and node.value(2, "training mode").any() and (not node.has(1) or node.value(1, "ratio").any()):
         raise node.refusal("it is in training mode")
     return (x.clone(), torch.ones_like(x, dtype=torch.bool))[: node.outputs]
 
