@@ -106,9 +106,9 @@ def _refusal(error: Exception) -> UsageError:
     """What the converter could not do, in the words that name the operation."""
     text = " ".join(str(error).split())
     found = re.search(
-        r"Lowering not found: ([\w.:<>]+)|(?:failed to legalize operation|error:) '?([^'\n]{3,120})'?", text
+        r"Lowering not found: ([\w.:<>]+)|failed to legalize operation '([\w.]+)'[^:]*: ([^\n]{0,160})", text
     )
-    said = next(filter(None, found.groups())) if found else text[:200]
+    said = " ".join(filter(None, found.groups())) if found else text[:200]
     what = f"litert-torch can't convert the model: {type(error).__name__}: {said}"
     return UsageError(what, "export to tflite", "leave the operation out of the model, or export to onnx or openvino")
 

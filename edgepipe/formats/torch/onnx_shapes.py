@@ -49,7 +49,8 @@ def _split(node: Node, x: Any, sizes: Any = None) -> Any:  # noqa: ARG001
     if not found:
         each = -(-x.shape[axis] // node.outputs)
         found = [min(each, x.shape[axis] - each * place) for place in range(node.outputs)]
-    return tuple(torch.split(x, found, axis))
+    begins = itertools.accumulate([0, *found[:-1]])
+    return tuple(x.narrow(axis, begin, size) for begin, size in zip(begins, found, strict=True))
 
 
 def _slice(node: Node, x: Any, *_: Any) -> Any:
