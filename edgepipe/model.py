@@ -169,6 +169,13 @@ def load(
     return _named(_model(card, weights.parent, weights, loaded), str(path.absolute()), shape)
 
 
+def weights_of(ref: str) -> Path | None:
+    """The file that holds the weights of the model ``ref``; None where a function returns it."""
+    if _FUNCTION.match(ref) and not Path(ref).exists():
+        return None
+    return _described(find(ref), _BARE)[1]
+
+
 def _named(model: Model, ref: str, shape: Shapes | None) -> Model:
     return replace(model, ref=ref, input_shape=shape)
 

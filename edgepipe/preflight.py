@@ -65,3 +65,14 @@ def check(artifact: Artifact, board: Board, where: str) -> list[str]:
         fix = "update the runtime there (edgepipe provision), or choose another recipe, format or --opset"
         raise BoardError(f"the board can't run this file: {'; '.join(found['blocked'])}", where, fix)
     return [str(words) for words in found["cautions"]]
+
+
+def several(format_name: str, path: str, boards: list[dict[str, str]]) -> list[dict[str, list[str]]]:
+    """What stands against running a file on boards given by package, version and arch (runs in the child)."""
+    module = plugins.load("formats", format_name, "preflight")
+    known: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for board in boards:
+        asked = tuple(board.values())
+        if asked not in known:
+            known[asked] = module.for_board(path, **board)
+    return [known[tuple(board.values())] for board in boards]

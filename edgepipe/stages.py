@@ -49,7 +49,10 @@ def chain(model: Model, format_name: str) -> list[str]:
         return [format_name]  # the file itself, checked and taken in
     ways = [[format_name]]
     for way in ways:  # it grows while it is walked: breadth first
-        sources = plugins.load("formats", way[0], "export").SOURCES
+        try:
+            sources = plugins.load("formats", way[0], "export").SOURCES
+        except UsageError:
+            continue  # a format that is only read
         if start in sources or way == ["null"]:
             return way
         ways += [[source, *way] for source in sources if source and source not in way]

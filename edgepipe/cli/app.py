@@ -11,6 +11,7 @@ from edgepipe import __version__
 
 # The order of the story, which is the order of --help.
 VERBS = (
+    "inspect",
     "compress", "export", "verify", "deploy", "bench", "compare", "status", "rollback", "gc", "doctor", "provision",
 )  # fmt: skip
 GROUPS = ("targets", "fleet", "report", "runs")
