@@ -1,4 +1,4 @@
-"""What the link costs: a push against OpenSSH's sftp, and a deploy with nothing to send against `ssh host true`."""
+"""What the link costs: a push against `sftp`, a deploy against `rsync -a`, a warm one against `ssh host true`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edgepipe.link import Endpoint, loopback
 from edgepipe.link.loopback import Sshd
 from edgepipe.link.ssh import SshLink, connect
 from edgepipe.progress import Silent
+from edgepipe.schema import Artifact, FileRef, Manifest, Preprocessing
 from tests.bench.figure import Figure, at_least, at_most, interleaved, missing, seconds
 
 ROUNDS, SIZE = 7, 50_000_000
@@ -28,7 +29,7 @@ def figures(folder: Path) -> list[Figure]:
         ssh = _options(server, folder)
         # Both sides use this one server: starting it is no part of what is compared.
         loopback.open_link = lambda endpoint: _link(server, endpoint)  # type: ignore[assignment,return-value]
-        return [_push(server, ssh, folder), _warm(server, ssh)]
+        return [_push(server, ssh, folder), _warm(server, ssh), *_against_rsync(server, ssh, folder)]
 
 
 def _link(server: Sshd, endpoint: Endpoint) -> SshLink:
@@ -100,3 +101,55 @@ def _warm(server: Sshd, ssh: list[str]) -> Figure:
     deploy()  # the cold one
     ours, theirs, ratio = interleaved(deploy, login, ROUNDS)
     return at_most("warm deploy's link / ssh host true", ratio, 1.5, "x", f"({ours * 1e3:.0f} / {theirs * 1e3:.0f} ms)")
+
+
+def _against_rsync(server: Sshd, ssh: list[str], folder: Path) -> list[Figure]:
+    """A whole deploy of a folder (connect, start the agent, push, stage, activate) and `rsync -a` of the same folder.
+
+    Cold, both send 50 MB of noise to a board that has none of it (the agent is there already, as rsync is). Warm, both
+    find that there is nothing to do. rsync does not flush to the disk and the deploy does, so both are timed with a
+    sync of the whole disk before, and rsync's cold run with one after, which is what a release costs at least.
+    """
+    names = [f"deploy / rsync -a, {kind}" for kind in ("cold 50 MB", "warm")]
+    if not shutil.which("rsync"):
+        return [missing(name, "no rsync on this machine (apt-get install rsync)") for name in names]
+    source, there = folder / "release", folder / "there"
+    source.mkdir()
+    remote = ["rsync", "-a", "-e", " ".join(["ssh", "-p", str(server.port), *ssh]), f"{source}/", f"127.0.0.1:{there}/"]
+
+    def fresh() -> Manifest:
+        """A release nobody has: one file of noise."""
+        content = os.urandom(SIZE)
+        (source / "model.json").write_bytes(content)
+        ref = FileRef("model.json", hashlib.sha256(content).hexdigest(), SIZE)
+        artifact = Artifact("null", "model.json", SIZE, 0, ref.sha256, [ref], [], [], Preprocessing())
+        return Manifest("noise", artifact, "null")
+
+    def deploy(manifest: Manifest) -> float:
+        os.sync()
+        started = time.perf_counter()
+        with board.connect(targets.load("loopback"), bench.owner(), Silent()) as client:
+            client.push([(source / "model.json", manifest.artifact.files[0])])
+            assert client.activate(manifest).id == manifest.id
+            spent = time.perf_counter() - started
+            client.gc()
+        return spent
+
+    def rsync(*, flush: bool) -> float:
+        os.sync()
+        started = time.perf_counter()
+        seconds(remote)
+        if flush:
+            seconds(["sync", "-f", str(there)])
+        return time.perf_counter() - started
+
+    def cold_rsync() -> float:
+        shutil.rmtree(there, ignore_errors=True)
+        return rsync(flush=True)
+
+    ours, theirs, ratio = interleaved(lambda: deploy(fresh()), cold_rsync, ROUNDS)
+    cold = at_most(names[0], ratio, 1.1, "x", f"({ours * 1e3:.0f} / {theirs * 1e3:.0f} ms)")
+    last = fresh()
+    deploy(last), cold_rsync()
+    ours, theirs, ratio = interleaved(lambda: deploy(last), lambda: rsync(flush=False), 3 * ROUNDS)
+    return [cold, at_most(names[1], ratio, 1.5, "x", f"({ours * 1e3:.0f} / {theirs * 1e3:.0f} ms)")]
