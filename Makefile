@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo fleet-demo test lint bench guarantees conformance clean
+.PHONY: help demo fleet-demo test lint bench bench-fleet guarantees conformance clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -35,6 +35,9 @@ lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budget
 bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, latency, statistics, compression or peers
 	@scripts/ensure-sshd
 	$(BIN)/python -m tests.bench $(PART)
+
+bench-fleet: $(STAMP) ## what planning a fleet costs for each trial, and how it grows; BOARDS=10000 takes minutes
+	$(BIN)/python -m tests.bench fleet
 
 guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often, WRITE=1 updates docs
 	@scripts/ensure-sshd || true

@@ -300,7 +300,7 @@ class Journal:
 
 
 def _encode(record: Record) -> bytes:
-    data = codec.canonical(record)
+    data = codec.canonical(dict(vars(record)))  # its value is plain data already: no copy of it is needed
     return _HEAD + hashlib.sha256(data).hexdigest()[:_SUM].encode() + _MIDDLE + data + _TAIL + b"\n"
 
 

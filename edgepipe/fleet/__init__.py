@@ -48,6 +48,7 @@ def run(request: Request, progress: Progress, watch: Watch, limits: Limits, engi
     plan.check(request.members)
     files = Builds.open(request, progress)
     request = replace(request, identities={name: model.identity for name, model in files.models.items()})
+    request = codec.from_dict(Request, codec.to_dict(request))  # as a resume reads it: 0 and 0.0 hash differently
     name = journal.new_id()
     Journal().append(KIND, codec.to_dict(request), name)
     progress.note(f"fleet run {name}: {len(request.members)} boards; edgepipe fleet resume {name} goes on with it")
@@ -75,7 +76,7 @@ def _work(
     kept = Journal()
     with _alone(name):
         trials = plan.trials(name, request)
-        there = {report.id for report in reports(name, request) if recorded(report)}
+        there = _there({trial.id for found in trials.values() for trial in found})
         left = {board: [trial for trial in found if trial.id not in there] for board, found in trials.items()}
         if there:
             progress.note(f"{len(there)} trials are in the journal already")
@@ -133,6 +134,13 @@ def reports(name: str, request: Request) -> list[Report]:
     wanted = {trial.id: at for at, trial in enumerate(each for t in plan.trials(name, request).values() for each in t)}
     found = {record.id: record.value for record in Journal().records("report") if record.id in wanted}
     return [codec.from_dict(Report, found[each]) for each in sorted(found, key=wanted.__getitem__)]
+
+
+def _there(wanted: set[str]) -> set[str]:
+    """Those of these trials that have their result in the journal."""
+    last = {record.id: record.value for record in Journal().records("report") if record.id in wanted}
+    statuses = {name: (value.get("measurement") or {}).get("status", "unreachable") for name, value in last.items()}
+    return {name for name, status in statuses.items() if status != "unreachable"}
 
 
 def recorded(report: Report) -> bool:

@@ -1,0 +1,51 @@
+"""What planning costs: the planner's own thread, on boards that are not there, and how it grows with their number."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from edgepipe.fleet import schedule
+from tests import fleet_kit as kit
+from tests.bench.figure import Figure, at_most
+
+SIZES = (100, 300, 1000)
+LARGE = (100, 1000, 10_000)  # with BOARDS=10000; takes several minutes
+
+
+def figures(folder: Path) -> list[Figure]:
+    """Planner milliseconds a trial (CPU of its thread, the journal's flushes included), their growth, and a resume."""
+    os.environ["EDGEPIPE_HOME"] = str(folder / "home")
+    kit.run(kit.request(kit.members(1), plan=kit.short(0)))  # the file is made, so that no run pays for it
+    sizes = LARGE if os.environ.get("BOARDS") == str(LARGE[-1]) else SIZES
+    spent = {count: _planned(count) for count in sizes}
+    each = {count: 1e3 * seconds / count for count, seconds in spent.items()}
+    told = ", ".join(f"{count}: {value:.2f} ms" for count, value in each.items())
+    began = time.perf_counter()
+    kit.resume("")
+    resumed = time.perf_counter() - began
+    return [
+        at_most("fleet: planner, a trial", each[sizes[-1]], 1.0, "ms", f"({told})"),
+        at_most("fleet: growth of that cost, most to least", max(each.values()) / min(each.values()), 2.0),
+        at_most(f"fleet: resume of {sizes[-1]} trials, all done", resumed, 2.0, "s"),
+    ]
+
+
+def _planned(count: int) -> float:
+    """CPU seconds of the planner's thread for so many boards of one trial each."""
+    spent: list[float] = []
+    real = schedule.Schedule.run
+
+    def run(self: schedule.Schedule) -> None:
+        began = time.thread_time()
+        real(self)
+        spent.append(time.thread_time() - began)
+
+    schedule.Schedule.run = run  # type: ignore[method-assign]
+    try:
+        outcome = kit.run(kit.request(kit.members(count), plan=kit.short(0)), parallel=32)
+    finally:
+        schedule.Schedule.run = real  # type: ignore[method-assign]
+    assert outcome.document["done"] == count
+    return spent[0]
