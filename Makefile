@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo fleet-demo test lint bench bench-fleet guarantees conformance clean
+.PHONY: help demo fleet-demo test lint bench bench-fleet guarantees conformance lab lab-down lab-test clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -45,6 +45,15 @@ guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMAL
 
 conformance: $(STAMP) ## convert public files, plant faults, write docs/conformance.md (about 20 minutes)
 	$(BIN)/python -m tests.conformance
+
+lab: $(STAMP) ## bring up boards without hardware (as root): BOARDS="native pi4 zero2w", or more; see docs/lab.md
+	$(BIN)/python -m lab up $(BOARDS)
+
+lab-down: $(STAMP) ## end them, and remove all they made
+	$(BIN)/python -m lab down $(BOARDS)
+
+lab-test: $(STAMP) ## deploy to emulated boards, and break boards
+	$(BIN)/python -m pytest -rs tests/lab
 
 clean: ## remove what the build made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

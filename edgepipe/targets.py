@@ -106,6 +106,7 @@ class Target:
     host: str = ""
     python: str = "python3"
     root: str = "~/.edgepipe"
+    identity: str = ""
     like: str = ""
     hardware: Hardware = field(default_factory=Hardware)
     system: System = field(default_factory=System)
@@ -149,7 +150,7 @@ class Target:
                 "add --host [user@]name[:port], e.g. --host pi@raspberrypi.local; or keep it: "
                 f"edgepipe targets add NAME --like {self.name} --host pi@raspberrypi.local",
             )
-        return Endpoint(self.name, self.address, self.python, self.root)
+        return Endpoint(self.name, self.address, self.python, self.root, self.identity)
 
 
 def names() -> dict[str, Path]:
@@ -190,7 +191,8 @@ def of_host(found: inventory.Host, host: str | None = None) -> Target:
     """A host of an inventory as a target: like what ``edgepipe_target`` or the name of one of its groups says.
 
     A group ``jetson_orin_nano`` is the kind ``jetson-orin-nano``. ``ansible_host``, ``_port``, ``_user`` and
-    ``_python_interpreter`` say where it is; ``edgepipe_python`` and ``edgepipe_root`` come first.
+    ``_python_interpreter`` say where it is, ``ansible_ssh_private_key_file`` which key to use; ``edgepipe_python`` and
+    ``edgepipe_root`` come first.
 
     Raises:
         UsageError: a kind nobody knows, a sealed or templated value, a connection other than SSH or local.
@@ -212,6 +214,8 @@ def of_host(found: inventory.Host, host: str | None = None) -> Target:
     python = found.text("edgepipe_python", found.text("ansible_python_interpreter"))
     if python and not python.startswith("auto"):
         data["python"] = python
+    if identity := found.text("ansible_ssh_private_key_file", found.text("ansible_private_key_file")):
+        data["identity"] = identity
     if root := found.text("edgepipe_root"):
         data["root"] = root
     return _build(found.name, data, where)

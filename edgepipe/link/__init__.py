@@ -75,12 +75,16 @@ def _bad_address(text: str) -> UsageError:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What a link needs of a target: its name (pins are kept under it), address, Python and the agent's folder."""
+    """What a link needs of a target: its name (pins go by it), address, Python, the agent's folder, a key file.
+
+    Without ``identity`` the keys are those that ``~/.ssh/config`` and the ssh-agent offer.
+    """
 
     target: str
     address: Address | None = None
     python: str = "python3"
     root: str = "~/.edgepipe"
+    identity: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import socket
@@ -157,6 +158,8 @@ def open_link(endpoint: Endpoint) -> SshLink:
             f"target {endpoint.target} has no address", f"target {endpoint.target}", "add --host [user@]name[:port]"
         )
     hops = resolve(endpoint.address)
+    if endpoint.identity:
+        hops[-1] = dataclasses.replace(hops[-1], identities=(endpoint.identity,), identities_only=True)
     hint = f" --host {endpoint.address}"
     return SshLink(connect(hops, endpoint.target, hint), hops, endpoint)
 

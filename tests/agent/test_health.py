@@ -14,7 +14,7 @@ from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.store import Store
 from edgepipe.codec import from_dict
-from tests.board_trees import BOARDS, build
+from lab.shapes import BOARDS, build
 
 
 @pytest.fixture

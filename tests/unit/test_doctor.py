@@ -14,7 +14,7 @@ from edgepipe.agent import probe
 from edgepipe.agent.health import Clocks, Health, Interpreter, MeterFound, Trial
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import BusyError
-from tests.board_trees import build, process
+from lab.shapes import build, process
 
 
 def look(name, root, **changes):
