@@ -14,9 +14,13 @@ from tests.unit import formats_kit as kit
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
+    return write_programs(tmp_path_factory.mktemp("programs"))
+
+
+def write_programs(folder):
     import torch
 
-    folder = tmp_path_factory.mktemp("programs")
+    folder.mkdir(exist_ok=True)
     module = kit.tiny().module
     for name, batch, shapes in (("free", 2, ({0: torch.export.Dim("batch")},)), ("one", 1, None)):
         found = torch.export.export(module, (torch.zeros(batch, 3, 8, 8),), dynamic_shapes=shapes, strict=False)
