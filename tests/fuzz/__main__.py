@@ -1,8 +1,8 @@
 """Feed mutated files to every reader, in a sealed child that is started anew when it dies.
 
-`make fuzz` prints the counts. A reader may accept a file, refuse it with a typed error, raise something else, or kill its
-child: `isolate.read` makes a typed error of the last two. What it must never do is open the secret beside its folder.
-Opens by Python are seen; those of native code are not.
+`make fuzz` prints the counts. A reader may accept a file, refuse it with a typed error, raise something else, or kill
+its child: `isolate.read` makes a typed error of the last two. What it must never do is open the secret beside its
+folder. Opens by Python are seen; those of native code are not.
 """
 
 import importlib
