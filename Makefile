@@ -5,6 +5,58 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: help demo fleet-demo test lint bench bench-fleet guarantees conformance fuzz lab lab-down lab-test clean
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP) ## compress, export, prove, push, measure and report the default model on a loopback board
+	@scripts/demo $(BIN)/edgepipe
+
+fleet-demo: $(STAMP) ## a fleet of loopback boards, some of them sick: BOARDS=20 SICK=2, writes out/fleet-demo/report.html
+	@scripts/ensure-sshd
+	$(BIN)/python scripts/fleet_demo.py
+
+test: $(STAMP) ## run the tests (a few minutes)
+	@scripts/ensure-sshd || true
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budgets
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vermin -q -t=3.8- --no-tips --violations edgepipe/agent edgepipe/schema.py edgepipe/codec.py edgepipe/errors.py
+	$(BIN)/python scripts/budgets.py
+
+bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, latency, statistics, turns, compression, fleet or peers
+	@scripts/ensure-sshd
+	$(BIN)/python -m tests.bench $(PART)
+
+bench-fleet: $(STAMP) ## what planning a fleet costs for each trial, and how it grows; BOARDS=10000 takes minutes
+	$(BIN)/python -m tests.bench fleet
+
+guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often, WRITE=1 updates docs
+	@scripts/ensure-sshd || true
+	$(BIN)/python -m tests.guarantees
+
+conformance: $(STAMP) ## convert public files, plant faults, write docs/conformance.md (about 20 minutes)
+	$(BIN)/python -m tests.conformance
+
+fuzz: $(STAMP) ## feed mutated files to every reader and print how each ended; COUNT=100000 in all
+	$(BIN)/python -m tests.fuzz
+
+lab: $(STAMP) ## bring up boards without hardware (as root): BOARDS="native pi4 zero2w", or more; see docs/lab.md
+	$(BIN)/python -m lab up $(BOARDS)
+
+lab-down: $(STAMP) ## end them, and remove all they made
+	$(BIN)/python -m lab down $(BOARDS)
+
+lab-test: $(STAMP) ## deploy to emulated boards, and break boards
+	$(BIN)/python -m pytest -rs tests/lab
 
 clean: ## remove what the build made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

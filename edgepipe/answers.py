@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from edgepipe.schema import Board, Executed
+from edgepipe.schema import Board, Executed, OpTime
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,13 @@ class Hello:
     trust: Optional[Trust] = None
     runs: list[str] = field(default_factory=list)
     codings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """Where the board's time goes, node by node."""
+
+    ops: list[OpTime]
 
 
 @dataclass(frozen=True)

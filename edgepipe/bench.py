@@ -14,7 +14,7 @@ from edgepipe.agent.power import ON_HOST
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import portable
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, GateError, LinkError, UsageError
-from edgepipe.record import Measurement, ModelFacts, Report
+from edgepipe.record import Measurement, ModelFacts, OpProfile, OpRow, Report
 from edgepipe.schema import Artifact, Board, Manifest, Plan, RawRun, RunOptions, SelfTest
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ PROFILES = {
 
 
 LEAST_SUSTAINED = 6.0
+PROFILED = 30  # inferences over which nodes are timed
 
 
 def plan(profile: str) -> Plan:
@@ -158,6 +159,35 @@ def _timed(
         except LinkError:  # what was measured is whole; the clocks were held against each other once
             after = before
     return watch.into(raw, before, after)
+
+
+def profile_ops(
+    client: BoardClient, manifest: Manifest, options: RunOptions, inputs: str | None, progress: Progress
+) -> OpProfile:
+    """Where the time goes, node by node, in a run of its own. What goes wrong is its reason, and no error."""
+    try:
+        with progress.task(f"profile {manifest.name}", "s"):
+            found = client.profile(manifest, PROFILED, options, inputs).ops
+    except LinkError:
+        raise
+    except EdgepipeError as error:
+        return OpProfile(PROFILED, [], error.what)
+    total = sum(row.total_us or 0.0 for row in found)
+    rows = [
+        OpRow(
+            row.name,
+            row.op,
+            row.calls,
+            row.total_us,
+            None if row.total_us is None else row.total_us / max(row.calls, 1),
+            None if row.total_us is None or not total else row.total_us / total,
+            row.precision,
+            row.provider,
+        )
+        for row in found
+    ]
+    timed = any(row.total_us is not None for row in found)
+    return OpProfile(PROFILED, rows, "" if timed else f"{manifest.runtime} hands no times of single nodes out")
 
 
 def check_runtimes(board: Board, formats: list[str], target: str) -> None:

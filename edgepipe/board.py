@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from edgepipe import plugins, signing
 from edgepipe.agent.health import Health
 from edgepipe.agent.spool import Run
-from edgepipe.answers import Clock, Forgotten, Freed, Hello, Pinned, Site, Status, Times, Verified
+from edgepipe.answers import Clock, Forgotten, Freed, Hello, Pinned, Profiled, Site, Status, Times, Verified
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import EdgepipeError, IntegrityError, LinkError
 from edgepipe.link import Channel, Link, _protocol
@@ -216,6 +216,14 @@ class BoardClient:
         deadline = plan.deadline_seconds + rest + self.times.margin
         result, _ = self._exchange("bench", args, deadline, limit=_protocol.LONG_LINE, on_event=on_progress)
         return self._read(RawRun, result)
+
+    def profile(self, manifest: Manifest, runs: int, options: RunOptions, inputs: str | None = None) -> Profiled:
+        """Time each node of a pushed release over ``runs`` inferences."""
+        args = {"manifest": to_dict(manifest), "runs": runs, "options": to_dict(options), "inputs": inputs}
+        args |= {"deadline_seconds": self.times.work, "signed": self._sign("release", digest(manifest))}
+        deadline = self.times.work + self.times.margin
+        result, _ = self._exchange("profile", args, deadline, limit=_protocol.LONG_LINE)
+        return self._read(Profiled, result)
 
     def run(self, name: str) -> Run:
         """Fetch a measured run that waits on the board."""

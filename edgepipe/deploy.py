@@ -71,6 +71,7 @@ class Request:
     wait: float = 0.0
     rate_limit: float = 0.0
     allow_fallback: bool = False
+    profile_ops: bool = False
 
 
 @dataclass(frozen=True)

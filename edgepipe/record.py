@@ -208,6 +208,29 @@ class Payoff:
 
 
 @dataclass(frozen=True)
+class OpRow:
+    """One node in ``runs`` inferences: times in us, ``share`` of the time of all nodes; null where none is kept."""
+
+    name: str
+    op: str
+    calls: int
+    total_us: Optional[float]
+    mean_us: Optional[float]
+    share: Optional[float]
+    precision: str = ""
+    provider: str = ""
+
+
+@dataclass(frozen=True)
+class OpProfile:
+    """Where the time goes, node by node, slowest first, from a run of its own; ``reason`` says what is not known."""
+
+    runs: int
+    ops: List[OpRow]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Difference:
     """Something that is not the same in two runs, as each side has it."""
 
@@ -251,6 +274,7 @@ class Report:
     measurement: Optional[Measurement]
     versions: Dict[str, Optional[str]]
     pruning: Optional[Payoff] = None
+    ops: Optional[OpProfile] = None
     id: str = ""
     created: str = ""
     schema: str = "edgepipe.report/1"

@@ -318,6 +318,18 @@ class Executed:
 
 
 @dataclass(frozen=True)
+class OpTime:
+    """What the runtime says of one node of the graph: its calls, and all their time in us, null where it keeps none."""
+
+    name: str
+    op: str
+    calls: int
+    total_us: Optional[float]
+    precision: str = ""
+    provider: str = ""
+
+
+@dataclass(frozen=True)
 class RawRun:
     """What the agent hands back of one bench: nothing in it is computed beyond what the clocks and sensors said.
 

@@ -42,6 +42,9 @@ def run(request: Request, runs: list[RunOptions], progress: Progress) -> Outcome
                 if number == 1:
                     send(each, client)
                 measure(each, replace(request, options=options), client, progress)
+                if request.profile_ops:
+                    ops = bench.profile_ops(client, each.manifest, options, each.inputs, progress)
+                    each.report = Journal().append_report(replace(each.report, ops=ops))
             except EdgepipeError as error:
                 first = first or error
                 if isinstance(error, LinkError) or each.report.measurement is None:

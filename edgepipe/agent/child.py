@@ -207,6 +207,16 @@ def _check(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     return {"max_abs": feeds.max_abs(outputs, job["golden"]), "samples": samples, "runtime_version": opened.version}
 
 
+def _profile(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
+    """Time each node over ``job["runs"]`` inferences, warmed up before: {"ops": rows of OpTime}."""
+    opened = _Opened(job, phase)
+    once = opened.session.prepare(_feeds(job, opened))
+    phase("warm-up")
+    once()
+    phase("profile")
+    return {"ops": [to_dict(row) for row in opened.session.profile(job["runs"])]}
+
+
 def _import(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     """Import the runtime, no more."""
     phase("import")
@@ -218,4 +228,5 @@ _KINDS: Dict[str, Callable[[Dict[str, Any], Phase], Dict[str, Any]]] = {
     "infer": _infer,
     "check": _check,
     "import": _import,
+    "profile": _profile,
 }

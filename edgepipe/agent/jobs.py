@@ -12,12 +12,14 @@ from typing import Any, Callable, Dict, List, Optional
 
 from edgepipe.agent import cooling, power, sites, state, tuning, worker
 from edgepipe.agent.releases import Releases
+from edgepipe.agent.text import clean
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import BoardError, DeadlineError, IntegrityError
 from edgepipe.schema import Artifact, Caution, Executed, Manifest, Plan, ProcessSamples, RawRun, RunOptions, Window
 
 # Samples kept of one run: 16 MB on the board, and the answer stays well below the channel's 64 MiB.
 MOST_SAMPLES = 2_000_000
+MOST_OPS = 4000
 # Part of the deadline a child may sample for; the rest is for loading, describing and leaving.
 _SAMPLING_SHARE = 0.9
 _CUT_SHORT = Caution("BoardError", "the run ended early: the board, its agent or the link to the host failed")
@@ -48,6 +50,16 @@ class Jobs:
                 "runtime_version": done["runtime_version"],
                 "executed": done["counted"],
             }
+
+    def profile(
+        self, manifest: Manifest, runs: int, options: RunOptions, inputs: Optional[str], deadline: float
+    ) -> List[Dict[str, Any]]:
+        """Time each node of a staged release, in a child that measures nothing else: rows of `OpTime`."""
+        with _Scratch(self._store.path("tmp")) as scratch:
+            given = self._store.verified(inputs) if inputs else None
+            ops = self._run(self._job("profile", manifest, options, scratch, inputs=given, runs=runs), deadline)["ops"]
+        named = [dict(row, name=clean(row["name"], 200), op=clean(row["op"], 100)) for row in ops]
+        return sorted(named, key=lambda row: -(row["total_us"] or 0.0))[:MOST_OPS]
 
     def try_import(self, runtime: str, deadline: float) -> str:
         """Import a runtime in a child, and return the version it says it has.

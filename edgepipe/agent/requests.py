@@ -86,6 +86,19 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """A release, given as for `Bench`, whose nodes are timed over ``runs`` inferences."""
+
+    options: RunOptions
+    runs: int = 30
+    manifest: Optional[Manifest] = None
+    release: Optional[str] = None
+    inputs: Optional[str] = None
+    deadline_seconds: float = 600.0
+    signed: Optional[Signed] = None
+
+
+@dataclass(frozen=True)
 class Run:
     """A measured run that waits here."""
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Union
 
 from edgepipe.agent import coding, health, ledger, lock, power, probe, rules, runtimes, service, sites, spool, trust
 from edgepipe.agent.jobs import Jobs
@@ -20,6 +20,7 @@ from edgepipe.agent.requests import (
     Get,
     Hello,
     Nothing,
+    Profile,
     Put,
     Run,
     Signers,
@@ -32,7 +33,7 @@ from edgepipe.agent.store import Store
 from edgepipe.agent.text import clean
 from edgepipe.codec import to_dict
 from edgepipe.errors import BoardError, EdgepipeError, UsageError
-from edgepipe.schema import RawRun, Release, RunOptions, ServiceState, digest
+from edgepipe.schema import Manifest, RawRun, Release, RunOptions, ServiceState, digest
 
 PROTOCOL = 1
 _SELFTEST_SECONDS = 120.0
@@ -239,12 +240,7 @@ def _release(session: Session, changed: bool, began: float, state: Optional[Serv
 
 def bench(session: Session, args: Bench) -> Answer:
     """Measure a release. Given as a manifest it is staged, and the active one stays what it is."""
-    if args.manifest and args.release:
-        raise UsageError("both a manifest and a release to measure", "bench", "give one of them")
-    if args.manifest:
-        _check(session, "release", digest(args.manifest), args.signed)
-    manifest = args.manifest or session.releases.read(args.release)
-    session.releases.stage(manifest)
+    manifest = _staged(session, args)
     watch = power.Watch(args.meter, args.rail, session.sysfs_root)
 
     def keep(raw: RawRun) -> None:
@@ -257,6 +253,23 @@ def bench(session: Session, args: Bench) -> Answer:
                 )
 
     return Answer(to_dict(session.jobs.bench(manifest, args.plan, args.options, args.inputs, watch, keep)))
+
+
+def _staged(session: Session, args: Union[Bench, Profile]) -> Manifest:
+    """The release to be measured, made ready: one given as a manifest, or one that is here."""
+    if args.manifest and args.release:
+        raise UsageError("both a manifest and a release to measure", "bench", "give one of them")
+    if args.manifest:
+        _check(session, "release", digest(args.manifest), args.signed)
+    found: Manifest = args.manifest or session.releases.read(args.release)
+    session.releases.stage(found)
+    return found
+
+
+def profile(session: Session, args: Profile) -> Answer:
+    """Time each node of a release, in a run of its own."""
+    found = _staged(session, args)
+    return Answer({"ops": session.jobs.profile(found, args.runs, args.options, args.inputs, args.deadline_seconds)})
 
 
 def run(session: Session, args: Run) -> Answer:
@@ -322,6 +335,7 @@ VERBS: Dict[str, Verb] = {
     "verify": Verb(Verify, verify, True),
     "activate": Verb(Activate, activate, True),
     "bench": Verb(Bench, bench, True),
+    "profile": Verb(Profile, profile, True),
     "run": Verb(Run, run, False),
     "forget": Verb(Forget, forget, False),
     "clock": Verb(Nothing, clock, False),

@@ -22,6 +22,7 @@ _Cpus = Annotated[str, typer.Option(help="Cores to keep the timed process to, e.
 _Governor = Annotated[str, typer.Option(help="Set this cpufreq governor for the run; the old one is put back.")]
 _CoolTo = Annotated[str, typer.Option(help="Let the board cool to so many degrees C before each run.")]
 _CoolTimeout = Annotated[str, typer.Option(help="How long it may take to cool, e.g. 10m.")]
+_ProfileOps = Annotated[bool, typer.Option(help="Time every node of the graph too, in a run of its own.")]
 _Compare = Annotated[
     str, typer.Option(metavar="B", help="Measure this too, in turns: FILE, RELEASE, MODEL@RECIPE or @RECIPE.")
 ]
@@ -41,6 +42,7 @@ def command(
     cool_timeout: _CoolTimeout = "10m",
     sustain: _Sustain = "",
     wait: options.Wait = "",
+    profile_ops: _ProfileOps = False,
     compare: _Compare = "",
     max_slowdown: options.MaxSlowdown = "2%",
     to: Annotated[str, typer.Option(help="Format of a MODEL@RECIPE.")] = "onnx",
@@ -61,6 +63,7 @@ def command(
         max_latency=bench.latency_gate(max_latency),
         wait=options.seconds(wait, "--wait"),
         allow_fallback=allow_fallback,
+        profile_ops=profile_ops,
     )
     runs = _runs(threads, batch, cpus)
     found, limit = None, options.fraction(max_slowdown, "--max-slowdown") or 0.0

@@ -14,11 +14,12 @@ from importlib import resources
 
 from edgepipe import measurement
 from edgepipe.errors import EdgepipeError
-from edgepipe.record import Accuracy, Report
+from edgepipe.record import Accuracy, OpProfile, Report
 from edgepipe.report import svg
 from edgepipe.report.rows import (
     DASH,
     ON_BOARD,
+    OP_COLUMNS,
     Row,
     boards,
     bound,
@@ -29,6 +30,7 @@ from edgepipe.report.rows import (
     measurement_facts,
     millis,
     number,
+    op_cells,
     payoff_facts,
     provenance,
     rows,
@@ -240,6 +242,8 @@ def _run(row: Row, key: str, *, unfold: bool) -> str:
     left = f"<section><h4>Latency of every call</h4>{_distribution(row)}</section>"
     parts.append(f'<div class="pair">{left}<section>{_steps(report)}{_accuracy(report.accuracy)}</section></div>')
     parts.append(_parity(report))
+    if report.ops:
+        parts.append(_ops(report.ops))
     if report.pruning:
         told = _pairs(payoff_facts(report.pruning))
         parts.append(f"<section><h4>What changing the network bought</h4>{told}</section>")
@@ -310,6 +314,17 @@ def _parity(report: Report) -> str:
         body += f"<tr><td>{_two(rung.rung, rung.note)}</td>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>"
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     return f'<section><h4>Each rung against the one before</h4><div class="scroll">{table}</div></section>'
+
+
+def _ops(found: OpProfile) -> str:
+    """The slowest nodes in a table."""
+    heads = "".join(f"<th scope=col>{escape(name)}</th>" for name in OP_COLUMNS)
+    lines = ("".join(f"<td>{escape(text)}</td>" for text in cells) for cells in op_cells(found))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>" if body else ""
+    reason = f'<p class="soft">{escape(found.reason)}</p>' if found.reason else ""
+    title = f"Where the time of {found.runs} inferences goes"
+    return f'<section><h4>{escape(title)}</h4><div class="scroll">{table}</div>{reason}</section>'
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:

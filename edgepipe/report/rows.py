@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgepipe.record import Accuracy, Bound, Energy, Measurement, Payoff, Report, Step, Sustained
+from edgepipe.record import Accuracy, Bound, Energy, Measurement, OpProfile, Payoff, Report, Step, Sustained
 from edgepipe.schema import Board, Power
 
 DASH = "\N{EN DASH}"
@@ -296,6 +296,26 @@ def _sustained_facts(found: Sustained) -> list[tuple[str, str]]:
         ("sustained", f"{level(found.sustained_ms)}, the last {found.sustained_seconds} s: {slower}{since}"),
         ("throttled", throttled),
     ]
+
+
+OPS = 30  # nodes that a table shows; JSON has all
+
+
+def op_cells(found: OpProfile) -> list[list[str]]:
+    """The slowest nodes as rows: share, total ms, mean us, calls, op, precision, what took it, name."""
+    return [
+        [
+            DASH if row.share is None else f"{row.share:.1%}",
+            number(None if row.total_us is None else row.total_us / 1000),
+            number(row.mean_us),
+            f"{row.calls:,}",
+            *(plain(text) for text in (row.op, row.precision, row.provider, row.name)),
+        ]
+        for row in found.ops[:OPS]
+    ]
+
+
+OP_COLUMNS = ("share", "total ms", "mean us", "calls", "op", "precision", "by", "node")
 
 
 def scaling(found: Iterable[Row]) -> list[list[Row]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from edgepipe.record import Accuracy, Comparison, Payoff, Report, Rung, Step
+from edgepipe.record import Accuracy, Comparison, OpProfile, Payoff, Report, Rung, Step
 from edgepipe.report.rows import (
     DASH,
     ON_BOARD,
+    OP_COLUMNS,
+    OPS,
     Row,
     boards,
     bound,
@@ -21,6 +23,7 @@ from edgepipe.report.rows import (
     measurement_facts,
     millis,
     number,
+    op_cells,
     payoff_facts,
     plain,
     provenance,
@@ -92,6 +95,10 @@ def show_reports(reports: Sequence[Report], console: Console) -> None:
         for row in found:
             _tell_failure(row, console)
         _tell_warnings(found, console)
+        for row in found:
+            if row.report.ops:
+                console.print(_text(f"{row.name}: where the time of {row.report.ops.runs} inferences goes", "bold"))
+                _ops(row.report.ops, console)
         for group in scaling(found):
             console.print(_scaling(group))
 
@@ -106,6 +113,8 @@ def show_report(report: Report, console: Console) -> None:
     if report.steps:
         console.print(_steps(report.steps, report.accuracy))
     _ladder(report.accuracy, report.parity, console)
+    if report.ops:
+        _ops(report.ops, console)
     if report.pruning:
         console.print(_pairs("what changing the network bought", payoff_facts(report.pruning)))
     if report.measurement:
@@ -177,6 +186,19 @@ def _summary(found: Sequence[Row], *, wide: bool) -> Table:
         warned = "*" if row.run and row.run.warnings else ""
         table.add_row(*map(_lines, cells), _text(row.status + warned, _STYLES.get(row.status, "red")))
     return table
+
+
+def _ops(found: OpProfile, console: Console) -> None:
+    """Where the time goes, slowest nodes first."""
+    if found.ops:
+        table = _table(*OP_COLUMNS, numbers=(0, 1, 2, 3))
+        for cells in op_cells(found):
+            table.add_row(*map(_text, cells))
+        console.print(table)
+    left = len(found.ops) - OPS
+    more = [f"{left} more nodes: --json has all"] * (left > 0) + [found.reason] * bool(found.reason)
+    for line in more:
+        console.print(_text(line, "dim"))
 
 
 def _scaling(group: Sequence[Row]) -> Table:

@@ -13,6 +13,7 @@ import pkgutil
 from typing import Any, Callable, Dict, List, Protocol, Tuple
 
 from edgepipe.errors import UsageError
+from edgepipe.schema import OpTime
 
 
 class Session(Protocol):
@@ -26,6 +27,9 @@ class Session(Protocol):
 
     def executed(self) -> Dict[str, Any]:
         """What really ran, as `edgepipe.agent.precision.Tally` says it; "unknown" where the runtime does not tell."""
+
+    def profile(self, runs: int) -> List[OpTime]:
+        """Time of each node over so many inferences on the feeds prepared, in a session of its own where need be."""
 
     def close(self) -> None:
         """Free what the runtime holds."""

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.agent.precision import unknown
-from edgepipe.schema import Artifact, RunOptions
+from edgepipe.schema import Artifact, OpTime, RunOptions
 
 FORMATS: Tuple[str, ...] = ("null",)
 PACKAGES: Tuple[str, ...] = ()
@@ -68,6 +68,10 @@ class NullSession:
     def executed(self) -> Dict[str, Any]:
         """Nothing ran."""
         return dict(unknown("null"), precision="none")
+
+    def profile(self, runs: int) -> List[OpTime]:  # noqa: ARG002 - as all sessions
+        """It has no nodes."""
+        return []
 
     def close(self) -> None:
         """Nothing is held."""

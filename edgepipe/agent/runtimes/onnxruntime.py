@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.agent.precision import Tally, unknown
-from edgepipe.schema import Artifact, RunOptions
+from edgepipe.schema import Artifact, OpTime, RunOptions
 
 FORMATS: Tuple[str, ...] = ("onnx",)
 PACKAGES: Tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu")
@@ -18,6 +19,7 @@ CRASHES: Tuple[Crash, ...] = (
     Crash("onnxruntime==1.21.0", "aarch64", "atomics", "https://github.com/microsoft/onnxruntime/issues/23957"),
 )
 
+_KERNEL = "_kernel_time"
 _PROVIDERS = ["CPUExecutionProvider"]
 # Conversions between precisions are no part of the model's arithmetic.
 _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"}
@@ -87,25 +89,44 @@ class OnnxSession:
 
     def executed(self) -> Dict[str, Any]:
         """Precision and provider of each kernel, from the profile of one run in a session of its own."""
-        import onnxruntime
-
         if not self._feeds:
             return unknown(",".join(self._session.get_providers()))
+        tally, seen = Tally(), set()
+        for name, kernel, _ in self._kernels(1):
+            once = (name, kernel.get("node_index"))  # a node inside a loop is one node, however often it ran
+            if once not in seen:
+                seen.add(once)
+                tally.add(_precision(kernel), str(kernel.get("provider", "")), layer=_is_layer(kernel))
+        return tally.executed()
+
+    def profile(self, runs: int) -> List[OpTime]:
+        """Kernel times of ONNX Runtime's own profile."""
+        found: Dict[Tuple[str, Any], OpTime] = {}
+        for name, kernel, us in self._kernels(runs):
+            key = (name, kernel.get("node_index"))
+            plain = name[: -len(_KERNEL)]
+            fresh = OpTime(plain, str(kernel.get("op_name", "")), 0, 0.0, _precision(kernel), str(kernel["provider"]))
+            known = found.get(key, fresh)
+            found[key] = replace(known, calls=known.calls + 1, total_us=(known.total_us or 0.0) + us)
+        return list(found.values())
+
+    def _kernels(self, runs: int) -> List[Tuple[str, Dict[str, Any], float]]:
+        """Name, facts and us of each kernel that ran, from the profile of a session of its own."""
+        import onnxruntime
+
         options = _options(self._options)
         options.enable_profiling = True
         options.profile_file_prefix = os.path.abspath("profile")
         session = onnxruntime.InferenceSession(self._path, options, providers=_PROVIDERS)
-        session.run(self._outputs, self._feeds)
+        for _ in range(runs):
+            session.run(self._outputs, self._feeds)
         with open(session.end_profiling(), encoding="utf-8") as file:
             events = json.load(file)
-        tally, seen = Tally(), set()
-        for event in events:
-            name, kernel = str(event.get("name", "")), event.get("args", {})
-            once = (name, kernel.get("node_index"))  # a node inside a loop is one node, however often it ran
-            if event.get("cat") == "Node" and name.endswith("_kernel_time") and once not in seen:
-                seen.add(once)
-                tally.add(_precision(kernel), str(kernel.get("provider", "")), layer=_is_layer(kernel))
-        return tally.executed()
+        return [
+            (str(event["name"]), dict({"provider": ""}, **event.get("args", {})), float(event.get("dur", 0)))
+            for event in events
+            if event.get("cat") == "Node" and str(event.get("name", "")).endswith(_KERNEL)
+        ]
 
     def close(self) -> None:
         """Drop the session."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.agent.precision import Tally
-from edgepipe.schema import Artifact, RunOptions
+from edgepipe.schema import Artifact, OpTime, RunOptions
 
 FORMATS: Tuple[str, ...] = ("openvino",)
 PACKAGES: Tuple[str, ...] = ("openvino",)
@@ -68,7 +69,7 @@ class OpenvinoSession:
     def __init__(self, path: str, options: RunOptions, artifact: Artifact) -> None:
         import openvino
 
-        core = openvino.Core()
+        core = self._core = openvino.Core()
         model = core.read_model(path)
         free = [
             node for node in model.inputs if node.partial_shape.rank.get_length() and node.partial_shape[0].is_dynamic
@@ -76,7 +77,8 @@ class OpenvinoSession:
         if free:
             shapes = {node: openvino.PartialShape([options.batch, *list(node.partial_shape)[1:]]) for node in free}
             model.reshape(shapes)
-        self._compiled = core.compile_model(model, _DEVICE, _properties(options))
+        self._model, self._properties = model, _properties(options)
+        self._compiled = core.compile_model(model, _DEVICE, self._properties)
         self._request = self._compiled.create_infer_request()
         self._inputs = _ordered([spec.name for spec in artifact.inputs], self._compiled.inputs)
         self._outputs = _ordered([spec.name for spec in artifact.outputs], self._compiled.outputs)
@@ -109,6 +111,25 @@ class OpenvinoSession:
             precision = _NAMES.get(str(_fact(facts, "runtimePrecision")).lower(), "")
             tally.add(precision, _DEVICE, layer=kind in _LAYERS)
         return tally.executed(_DEVICE)
+
+    def profile(self, runs: int) -> List[OpTime]:
+        """The plug-in's performance counters, of a compiled model of its own. ``exec_type`` ends in the precision."""
+        compiled = self._core.compile_model(self._model, _DEVICE, dict(self._properties, PERF_COUNT=True))
+        request = compiled.create_infer_request()
+        for index in range(len(compiled.inputs)):
+            request.set_input_tensor(index, self._request.get_input_tensor(index))
+        found: Dict[str, OpTime] = {}
+        for _ in range(runs):
+            request.infer(share_outputs=True)
+            for info in request.get_profiling_info():
+                if not str(info.status).upper().endswith("EXECUTED"):
+                    continue
+                kernel, _, kind = str(info.exec_type).rpartition("_")
+                fresh = OpTime(info.node_name, info.node_type, 0, 0.0, _NAMES.get(kind.lower(), kind), kernel)
+                known = found.get(info.node_name, fresh)
+                us = (known.total_us or 0.0) + info.real_time.total_seconds() * 1e6
+                found[info.node_name] = replace(known, calls=known.calls + 1, total_us=us)
+        return list(found.values())
 
     def close(self) -> None:
         """Drop the compiled model."""

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.agent.precision import Tally, replaced, unknown
-from edgepipe.schema import Artifact, RunOptions
+from edgepipe.schema import Artifact, OpTime, RunOptions
 
 FORMATS: Tuple[str, ...] = ("tflite",)
 PACKAGES: Tuple[str, ...] = ("ai-edge-litert", "tflite-runtime", "tensorflow")
@@ -152,6 +152,25 @@ class TfliteSession:
             tally.add(_precision(operator, kinds), provider, layer=operator["op_name"] in _LAYERS)
         count = len(delegates)
         return tally.executed(f"XNNPACK ({count} partition{'s' * (count > 1)})" if count else own)
+
+    def profile(self, runs: int) -> List[OpTime]:
+        """The operators as they are run, without times: the Python packages hand none out."""
+        rows = self._interpreter._get_ops_details()
+        kinds = {one["index"]: one["dtype"].__name__ for one in self._interpreter.get_tensor_details()}
+        operators = [row for row in rows if row["op_name"] != "DELEGATE"]
+        taken = replaced([row for row in rows if row["op_name"] == "DELEGATE"], operators)
+        own = "built-in kernels" if self._optimize else "reference kernels"
+        return [
+            OpTime(
+                f"operator {place}",
+                row["op_name"],
+                runs,
+                None,
+                _precision(row, kinds),
+                "XNNPACK" if place in taken else own,
+            )
+            for place, row in enumerate(operators)
+        ]
 
     def close(self) -> None:
         """Drop the interpreter."""
