@@ -31,7 +31,6 @@ def whole_way(board: LabBoard, formats: dict[str, str], profile: str = "quick") 
     for report in found:
         emulated(report, board)
         assert report["release"]["id"] and report["accuracy"]["on_device"] > 0.9
-        assert formats[report["artifact"]["format"]] in report["measurement"]["runtime"]
     (again,) = board.json("bench", "current", "--profile", profile)["reports"]
     emulated(again, board)
     return {report["artifact"]["format"]: report for report in found}
