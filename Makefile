@@ -47,7 +47,7 @@ conformance: $(STAMP) ## convert public files, plant faults, write docs/conforma
 	$(BIN)/python -m tests.conformance
 
 fuzz: $(STAMP) ## feed mutated files to every reader and print how each ended; COUNT=100000 in all
-	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.fuzz_files
 
 lab: $(STAMP) ## bring up boards without hardware (as root): BOARDS="native pi4 zero2w", or more; see docs/lab.md
 	$(BIN)/python -m lab up $(BOARDS)
@@ -56,7 +56,7 @@ lab-down: $(STAMP) ## end them, and remove all they made
 	$(BIN)/python -m lab down $(BOARDS)
 
 lab-test: $(STAMP) ## deploy to emulated boards, and break boards
-	$(BIN)/python -m pytest -rs tests/lab
+	$(BIN)/python -m pytest -rs -m lab tests/lab
 
 clean: ## remove what the build made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

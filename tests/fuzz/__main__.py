@@ -1,118 +1,87 @@
-"""Feed mutated files to every reader, in a sealed child that is started anew when it dies.
+"""Coverage-guided fuzzing of the protocol's two readers, by atheris: ``python -m tests.fuzz agent|host MESSAGES``.
 
-`make fuzz` prints the counts. A reader may accept a file, refuse it with a typed error, raise something else, or kill
-its child: `isolate.read` makes a typed error of the last two. What it must never do is open the secret beside its
-folder. Opens by Python are seen; those of native code are not.
+The agent's: whatever a host sends is answered by a result or a typed error, in step. The host's: whatever a board says
+is a result of the type asked for, or a typed error. Inputs that reached new code are kept in ``corpus/``, one a line in
+base64; ``KEEP=1`` adds those of this run. Ends with a line of JSON: messages, and by how much the memory grew.
 """
 
-import importlib
+from __future__ import annotations
+
+import base64
+import contextlib
 import json
 import os
-import random
-import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
-READERS = {
-    "onnx": "edgepipe.formats.onnx.load:inspect",
-    "tflite": "edgepipe.formats.tflite.load:inspect",
-    "xml": "edgepipe.formats.openvino.load:inspect",
-    "pt2": "edgepipe.formats.torch.program:check",
-    "keras": "edgepipe.formats.keras.read:function",
-}
+import atheris
+
+with atheris.instrument_imports(include=["edgepipe.agent", "edgepipe.codec", "edgepipe.link._protocol"]):
+    from tests.fuzz import readers
+
+CORPUS = Path(__file__).with_name("corpus")
+_MOST_INPUT = 4096
+_MOST_KEPT = 400
+# Python's own caches and the fuzzer's tables fill up first; memory is compared from this share of the run on.
+_WARM = 0.1
 
 
-def mutated(content: bytes, seed: int) -> bytes:
-    """The file with bytes flipped, cut, doubled or replaced by a way out of the folder, always the same for a seed."""
-    chance, found = random.Random(seed), bytearray(content)
-    for _ in range(chance.choice((1, 1, 2, 4, 16))):
-        at, kind = chance.randrange(max(len(found), 1)), chance.randrange(5)
-        if kind == 0:
-            found = found[:at]
-        elif kind == 1:
-            found[at : at + 8] = b"\xff" * 8
-        elif kind == 2:
-            found[at:at] = found[at : at + chance.randrange(64)]
-        elif kind == 3:
-            found[at : at + 9] = b"../secret"
-        elif found:
-            found[min(at, len(found) - 1)] ^= 1 << chance.randrange(8)
-    return bytes(found)
+class Run:
+    """Counts the messages, and watches the memory of this process."""
+
+    def __init__(self, read: readers.Reader, messages: int, result: Path) -> None:
+        self._read, self._messages, self._result = read, messages, result
+        self._count, self._warm, self._most = 0, 0, 0
+
+    def one(self, data: bytes) -> None:
+        """Let the reader have one input."""
+        self._read(data)
+        self._count += 1
+        if self._count == int(self._messages * _WARM):
+            self._warm = self._most = rss_bytes()
+        elif self._count % 1000 == 0 or self._count >= self._messages:
+            self._most = max(self._most, rss_bytes())
+        if self._count >= self._messages:
+            grown = self._most - self._warm
+            self._result.write_text(json.dumps({"messages": self._count, "grown_bytes": grown}))
 
 
-def work(kind: str, source: str, first: int, last: int, log: str) -> None:
-    """Read the mutations in turn and write a line for each (runs in the child)."""
-    from edgepipe import isolate
-    from edgepipe.errors import EdgepipeError
-
-    module, _, name = READERS[kind].partition(":")
-    read = getattr(importlib.import_module(module), name)
-    content, folder = Path(source).read_bytes(), Path(tempfile.mkdtemp(prefix="fuzz-")) / "model"
-    folder.mkdir()
-    (folder.parent / "secret").write_bytes(bytes(64))
-    told: list[str] = []
-
-    def watch(event: str, args: tuple) -> None:
-        if event == "open" and str(args[0]).endswith("/secret"):
-            told.append("secret")
-
-    path = folder / Path(source).name
-    if kind == "xml":
-        path.with_suffix(".bin").write_bytes(Path(source).with_suffix(".bin").read_bytes())
-    with Path(log).open("a") as lines:
-        sys.addaudithook(watch)
-        isolate.seal()
-        for seed in range(first, last):
-            path.write_bytes(mutated(content, seed))
-            try:
-                read(str(path))
-                word = "accepted"
-            except EdgepipeError:
-                word = "refused"
-            except Exception:
-                word = "raised"
-            lines.write(f"{'escaped' if told else word}\n")
-            lines.flush()
-            told.clear()
+def rss_bytes() -> int:
+    """The resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def fuzz(kind: str, source: Path, count: int) -> Counter[str]:
-    """Read ``count`` mutations of a file; how many ended in which way."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as base:
-        log, env = Path(base) / "log", {**os.environ, "TMPDIR": base, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        log.touch()
-        died = 0
-        while (done := len(log.read_text().splitlines()) + died) < count:
-            job = json.dumps([kind, str(source), done, count, str(log)])
-            ended = subprocess.run([sys.executable, "-m", "tests.fuzz", job], env=env, capture_output=True, check=False)
-            died += ended.returncode != 0
-        return Counter(log.read_text().split()) + Counter({"died": died} if died else {})
-
-
-def main() -> int:
-    from tests.unit import formats_kit, keras_kit
-    from tests.unit.test_program import write_programs
-
-    count = int(os.environ.get("COUNT", "100000")) // len(READERS)
-    sources = {name: Path(formats_kit.made(name).artifact.path) for name in ("onnx", "tflite")}
-    sources["xml"] = Path(formats_kit.made("openvino").artifact.path)
-    sources["pt2"] = write_programs(formats_kit.home() / "programs") / "one.pt2"
-    sources["keras"] = keras_kit.files() / "net.keras"
-    escaped = 0
-    for kind, source in sources.items():
-        found = fuzz(kind, source, count)
-        escaped += found["escaped"]
-        print(
-            f"{kind:<8}{count:>8} files  " + "  ".join(f"{word} {n}" for word, n in sorted(found.items())), flush=True
-        )
-    print(f"reads outside the folder: {escaped}")
-    return 1 if escaped else 0
+def main() -> None:
+    """Fuzz; never returns, as libFuzzer ends the process."""
+    name, messages = sys.argv[1], int(sys.argv[2])
+    kept = CORPUS / f"{name}.txt"
+    with tempfile.TemporaryDirectory(prefix="edgepipe-fuzz-") as folder:
+        inputs, result = Path(folder) / "inputs", Path(folder) / "result"
+        inputs.mkdir()
+        seeds = [base64.b64decode(line) for line in kept.read_text().split()] if kept.exists() else []
+        for number, data in enumerate([*readers.SEEDS[name], *seeds]):
+            (inputs / f"{number:04}").write_bytes(data)
+        words = Path(folder) / "words"
+        words.write_text("".join(f'"\\"{word}\\""\n' for word in readers.WORDS))
+        child = os.fork()
+        if not child:
+            run = Run(readers.READERS[name], messages, result)
+            limits = [f"-max_len={_MOST_INPUT}", "-rss_limit_mb=2048", "-timeout=20"]
+            places = [f"-dict={words}", f"-artifact_prefix={folder}/", str(inputs)]
+            atheris.Setup([sys.argv[0], f"-runs={messages}", *limits, *places], run.one)
+            atheris.Fuzz()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            for path in Path(folder).glob("crash-*"):
+                print(f"this input broke it: {base64.b64encode(path.read_bytes()).decode()}", file=sys.stderr)
+            sys.exit(code)
+        if os.environ.get("KEEP"):
+            smallest = sorted({path.read_bytes() for path in inputs.iterdir()}, key=lambda data: (len(data), data))
+            kept.write_text("".join(base64.b64encode(data).decode() + "\n" for data in smallest[:_MOST_KEPT]))
+        print(result.read_text())
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        work(*json.loads(sys.argv[1]))
-        os._exit(0)
-    sys.exit(main())
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

@@ -44,7 +44,7 @@ def emulated(report: dict[str, Any], board: LabBoard) -> None:
     assert report["measurement"]["power"]["mean_w"] is None and report["measurement"]["power"]["reason"]
 
 
-@pytest.mark.slow
+@pytest.mark.lab
 @pytest.mark.timeout(900)
 def test_a_raspberry_pi_4_from_nothing(bring_up: Callable[..., LabBoard]) -> None:
     """The small form: two runtimes, int8."""

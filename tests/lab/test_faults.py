@@ -14,7 +14,7 @@ import pytest
 from tests.lab.conftest import LabBoard
 from tests.wheel_kit import wheel
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 HOW = ("--eval", "shipped", "--recipe", "int8", "--to", "onnx")
 
 

@@ -127,7 +127,7 @@ def _adopt(source: str, batch: int, shapes: list[list[int]]) -> Any:
         if has and batch not in (-1, has) and value is inputs[0]:  # of others it may be no batch
             fix = f"use --batch {has}, or export the model with a dynamic batch"
             raise UsageError(f"the file has a fixed batch of {has}", f"batch {batch}", fix)
-        for dim, size in zip(dims, [batch, *shape[1:]], strict=True):
+        for dim, size in zip(dims, [batch, *shape[1:]][: len(shape)], strict=True):
             if size > 0 and dim.dim_param:
                 make_dim_param_fixed(model.graph, dim.dim_param, size)
             elif size > 0 and not dim.dim_value:
