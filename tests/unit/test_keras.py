@@ -66,7 +66,7 @@ def test_two_inputs_and_outputs_keep_their_order(format_name):
 
 
 def test_an_open_batch():
-    assert made("plain.keras", "onnx", dynamic_batch=True).artifact.inputs[0].shape == [-1, 4]
+    assert made("plain.keras", "onnx", dynamic={"": [0]}).artifact.inputs[0].shape == [-1, 4]
 
 
 def test_control_flow_of_a_recurrent_layer():
