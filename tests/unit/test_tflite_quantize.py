@@ -496,7 +496,7 @@ def test_a_transformer_encoder(tmp_path):
         wanted = net(torch.from_numpy(samples)).numpy()
     path, data = str(tmp_path / "net.tflite"), str(tmp_path / "data.npz")
     np.savez(data, x=samples)
-    convert(str(tmp_path / "net.pt2"), path, [[1, 8, 32]], ["float32"], False)
+    convert(str(tmp_path / "net.pt2"), path, False)
     target = tmp_path / "out.tflite"
     for words, least in (({}, 0.995), ({"scheme": "w8a16"}, 0.9995), ({"weights": "tensor", "method": "mse"}, 0.995)):
         note = static.int8(path, str(target), data, ["x"], 1, **words)
