@@ -64,8 +64,7 @@ def in_turns(
             first, second = (statistics.median(ns for p in run.processes for ns in p.samples_ns) for run in runs)
             ratios.append(second / first)
             task.update(done + 1, ROUNDS)
-    found = stats.ratio(ratios)
-    return Bound(found.value, found.low, found.high)
+    return stats.ratio(ratios)
 
 
 def weigh(exports: list[Export], target: str, progress: Progress) -> list[Export]:

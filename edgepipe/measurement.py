@@ -195,9 +195,7 @@ def _latency(groups: Sequence[Sequence[int]]) -> Latency:
 
 
 def _bound(groups: Sequence[Sequence[int]], quantile: float) -> Bound:
-    found = stats.quantile_interval(groups, quantile)
-    value, low, high = (None if ns is None else ns / _MS for ns in (found.value, found.low, found.high))
-    return Bound(value, low, high, found.reason)
+    return stats.scaled(stats.quantile_interval(groups, quantile), _MS)
 
 
 # The state of the board

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgepipe import stats
+from edgepipe.record import Bound
 
 MIN_TURNS = 5
 THINNED = 1000
@@ -15,7 +16,7 @@ THINNED = 1000
 
 def ratio_of_turns(
     one: Sequence[Sequence[float]], other: Sequence[Sequence[float]], quantile: float, tries: int = 1000
-) -> stats.Interval:
+) -> Bound:
     """A percentile of ``other`` over that of ``one``, measured in turns, with its 95 % interval by the bootstrap.
 
     Whole turns are drawn with both their sides: neighbours share what else the machine was doing, and turns (each a
@@ -29,19 +30,19 @@ def ratio_of_turns(
     need, name = stats.minimum_samples(quantile), f"p{quantile * 100:g}"
     least = min(sum(map(len, side)) for side in (one, other))
     if least < need:
-        return stats.Interval(None, reason=f"{name} needs {need:,} samples, there are {least:,}")
+        return Bound(None, reason=f"{name} needs {need:,} samples, there are {least:,}")
     value = math.prod(
         stats.percentile(sorted(ns for turn in side for ns in turn), quantile) ** power
         for side, power in ((other, 1), (one, -1))
     )
     turns = len(one)
     if turns < MIN_TURNS:
-        return stats.Interval(value, reason=f"no interval: {turns} turns, {MIN_TURNS} are needed")
+        return Bound(value, reason=f"no interval: {turns} turns, {MIN_TURNS} are needed")
     draws = np.random.default_rng(1).multinomial(turns, [1 / turns] * turns, size=tries)
     ratios = np.sort(_drawn(other, draws, quantile) / _drawn(one, draws, quantile))
     tail = statistics.NormalDist().cdf(-math.sqrt(turns / (turns - 1)) * stats.student(turns - 1))
     low, high = (float(np.quantile(ratios, q)) for q in (tail, 1 - tail))
-    return stats.Interval(value, min(low, value), max(high, value))
+    return Bound(value, min(low, value), max(high, value))
 
 
 def _drawn(turns: Sequence[Sequence[float]], draws: Any, quantile: float) -> Any:
@@ -67,17 +68,17 @@ def _drawn(turns: Sequence[Sequence[float]], draws: Any, quantile: float) -> Any
     return np.asarray(found)
 
 
-def quotient(one: stats.Interval, other: stats.Interval) -> stats.Interval:
+def quotient(one: Bound, other: Bound) -> Bound:
     """``one`` over ``other``, two positive figures measured apart from each other, with the interval of the quotient.
 
     On logarithms, each bound lies as far from the quotient as the root of the sum of squares of what the two intervals
     allow to that side (MOVER: Donner and Zou, Statistical Methods in Medical Research 21, 2012).
     """
     if one.value is None or other.value is None:
-        return stats.Interval(None, reason=one.reason or other.reason)
+        return Bound(None, reason=one.reason or other.reason)
     if not one.low or not one.high or not other.low or not other.high:
-        return stats.Interval(one.value / other.value, reason=one.reason or other.reason or "no interval")
+        return Bound(one.value / other.value, reason=one.reason or other.reason or "no interval")
     centre = math.log(one.value / other.value)
     down = math.hypot(math.log(one.value / one.low), math.log(other.high / other.value))
     up = math.hypot(math.log(one.high / one.value), math.log(other.value / other.low))
-    return stats.Interval(one.value / other.value, math.exp(centre - down), math.exp(centre + up))
+    return Bound(one.value / other.value, math.exp(centre - down), math.exp(centre + up))

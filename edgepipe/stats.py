@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from edgepipe.record import Bound
+
 CONFIDENCE = 0.95
 SUSPICION = 0.4
 # hyperfine's outlier rule: a modified z-score above 10, and 10 / 0.6745 = 14.826 MADs.
@@ -25,16 +27,6 @@ _CERTAIN = 0.5  # below this swing the probability is 1 - 1e-6 or more, and the 
 _ROUNDING = 1e-12
 _SMALLEST, _LARGEST_LOG = 1e-300, 700.0  # what a logarithm and its power can hold
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value between its confidence bounds, in the unit of the samples; a null has its ``reason``."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -203,7 +195,7 @@ def student(degrees: float) -> float:
     return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
-def quantile_interval(groups: Sequence[Sequence[float]], quantile: float) -> Interval:
+def quantile_interval(groups: Sequence[Sequence[float]], quantile: float) -> Bound:
     """Return a percentile of all groups together with its 95 % interval. One group is one process, in time order.
 
     The bounds are order statistics of the pooled samples, for as many independent samples as there are. Where
@@ -215,19 +207,25 @@ def quantile_interval(groups: Sequence[Sequence[float]], quantile: float) -> Int
     need = minimum_samples(quantile)
     if len(ordered) < need:
         name = f"p{quantile * 100:g}"
-        return Interval(None, reason=f"{name} needs {need:,} samples, there are {len(ordered):,}")
+        return Bound(None, reason=f"{name} needs {need:,} samples, there are {len(ordered):,}")
     value = percentile(ordered, quantile)
     worth = effective_samples(groups, value)
     low_rank, high_rank = interval_ranks(worth, quantile)
     if low_rank is None or high_rank is None:
         reason = f"no interval: the samples depend on each other and are worth {worth:,} independent ones"
-        return Interval(value, reason=reason)
+        return Bound(value, reason=reason)
     low = ordered[max(math.floor(low_rank / worth * len(ordered)), 1) - 1]
     high = ordered[min(math.ceil(high_rank / worth * len(ordered)), len(ordered)) - 1]
     if differing(groups, quantile, value):
         spread = _spread([percentile(sorted(group), quantile) for group in groups if group])
         low, high = min(low, max(spread[0], ordered[0])), max(high, min(spread[1], ordered[-1]))
-    return Interval(value, low, high)
+    return Bound(value, low, high)
+
+
+def scaled(bound: Bound, unit: float) -> Bound:
+    """The same figure in a unit that is ``unit`` times as large: ns become ms with 1e6."""
+    value, low, high = (None if each is None else each / unit for each in (bound.value, bound.low, bound.high))
+    return Bound(value, low, high, bound.reason)
 
 
 def differing(groups: Sequence[Sequence[float]], quantile: float, value: float) -> bool:
@@ -260,12 +258,12 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return min(*values, low), max(*values, high)
 
 
-def ratio(ratios: Sequence[float]) -> Interval:
+def ratio(ratios: Sequence[float]) -> Bound:
     """The geometric mean of at least two positive ratios with its 95 % Student interval, both taken on logarithms.
 
     For ratios of neighbours in time, which share whatever else the machine was doing, so that they scatter evenly.
     """
-    return Interval(*_on_logarithms(ratios))
+    return Bound(*_on_logarithms(ratios))
 
 
 def _on_logarithms(values: Sequence[float]) -> tuple[float, float, float]:

@@ -24,11 +24,10 @@ def conclude(process: ProcessSamples, throttled_after_s: float | None) -> Sustai
     sustained over burst; its interval joins theirs on logarithms (see `ratios.quotient`).
     """
     seconds = len(process.kept)
-    early = max(1, min(int(BURST_SECONDS), math.ceil(seconds * BURST_SHARE)))
-    late = min(seconds - 1, int(seconds * (1 - SETTLED_SHARE)))
+    early, late = max(1, min(int(BURST_SECONDS), math.ceil(seconds * BURST_SHARE))), _late(seconds)
     first, last = _kept(process, 0, early), settled(process)
     burst, sustained = (_median(part) for part in (first, last))
-    slowdown = _over(sustained, burst)
+    slowdown = ratios.quotient(sustained, burst)
     after = reason = None
     if slowdown.low is not None and slowdown.value is not None and slowdown.low > 1 and slowdown.value >= 1 + SLOWER:
         after = _slower_after(process)
@@ -51,7 +50,12 @@ def conclude(process: ProcessSamples, throttled_after_s: float | None) -> Sustai
 def settled(process: ProcessSamples) -> list[int]:
     """The samples of the last part of a sustained run, in ns."""
     seconds = len(process.kept)
-    return _kept(process, min(seconds - 1, int(seconds * (1 - SETTLED_SHARE))), seconds)
+    return _kept(process, _late(seconds), seconds)
+
+
+def _late(seconds: int) -> int:
+    """The second from which a run of so many counts as settled."""
+    return min(seconds - 1, int(seconds * (1 - SETTLED_SHARE)))
 
 
 def _kept(process: ProcessSamples, start: int, end: int) -> list[int]:
@@ -61,17 +65,7 @@ def _kept(process: ProcessSamples, start: int, end: int) -> list[int]:
 
 
 def _median(samples: Sequence[int]) -> Bound:
-    found = stats.quantile_interval([samples], 0.5)
-    value, low, high = (None if ns is None else ns / _MS for ns in (found.value, found.low, found.high))
-    return Bound(value, low, high, found.reason)
-
-
-def _over(one: Bound, other: Bound) -> Bound:
-    found = ratios.quotient(
-        stats.Interval(one.value, one.low, one.high, one.reason),
-        stats.Interval(other.value, other.low, other.high, other.reason),
-    )
-    return Bound(found.value, found.low, found.high, found.reason)
+    return stats.scaled(stats.quantile_interval([samples], 0.5), _MS)
 
 
 def _slower_after(process: ProcessSamples) -> float | None:

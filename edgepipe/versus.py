@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepipe import codec, ratios, stats
+from edgepipe import codec, ratios
 from edgepipe.errors import GateError, UsageError
 from edgepipe.journal import Journal
 from edgepipe.record import Bound, Comparison, Difference, Measurement, Report
@@ -58,19 +58,18 @@ def _compared(a: Report, b: Report, force: bool, limit: float) -> Comparison:
     if differs and not force:
         listed = "; ".join(f"{each.what}: {each.a} / {each.b}" for each in differs)
         raise UsageError(f"not comparable: {listed}", f"{a.id} and {b.id}", "measure both alike, or look with --force")
-    found_ratios = {}
-    for name in PERCENTILES:
-        first, second = (_interval(run, name) for run in (a.measurement, b.measurement))
-        found = ratios.quotient(second, first)
-        found_ratios[name] = Bound(found.value, found.low, found.high, found.reason)
+    found_ratios = {
+        name: ratios.quotient(_percentile(b.measurement, name), _percentile(a.measurement, name))
+        for name in PERCENTILES
+    }
     return Comparison(a.id, b.id, found_ratios, verdict(found_ratios["p50"], limit), limit, False, differs)
 
 
-def _interval(run: Measurement | None, name: str) -> stats.Interval:
+def _percentile(run: Measurement | None, name: str) -> Bound:
     if run is None or run.latency_ms is None:
-        return stats.Interval(None, reason=(run.reason if run else "") or "not measured")
-    bound = getattr(run.latency_ms, name)
-    return stats.Interval(bound.value, bound.low, bound.high, bound.reason)
+        return Bound(None, reason=(run.reason if run else "") or "not measured")
+    found: Bound = getattr(run.latency_ms, name)
+    return found
 
 
 def differences(a: Report, b: Report) -> list[Difference]:
@@ -114,10 +113,9 @@ def _clock(run: Measurement | None) -> float | None:
 def interleaved(a: Report, b: Report, turns: Sequence[tuple[RawRun, RawRun]], limit: float) -> Comparison:
     """Compare two artifacts that ran in turns on one board: B over A, with a bootstrap interval over the turns."""
     sides = [[[ns for p in turn[side].processes for ns in p.samples_ns] for turn in turns] for side in (0, 1)]
-    found_ratios = {}
-    for name, quantile in PERCENTILES.items():
-        found = ratios.ratio_of_turns(sides[0], sides[1], quantile)
-        found_ratios[name] = Bound(found.value, found.low, found.high, found.reason)
+    found_ratios = {
+        name: ratios.ratio_of_turns(sides[0], sides[1], quantile) for name, quantile in PERCENTILES.items()
+    }
     return Comparison(a.id, b.id, found_ratios, verdict(found_ratios["p50"], limit), limit, True, [], len(turns))
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from edgepipe import bench, measurement, ratios, stats
+from edgepipe import bench, measurement, ratios
 from edgepipe.errors import UsageError
+from edgepipe.record import Bound
 from edgepipe.schema import ProcessSamples, RawRun, RunOptions, StateSample, Window
 
 PLAN = bench.sustained(bench.plan("quick"), 120.0)
@@ -63,7 +64,7 @@ def test_too_short_to_be_sustained():
 
 
 def test_a_quotient_joins_both_intervals():
-    one, other = stats.Interval(2.0, 1.9, 2.1), stats.Interval(1.0, 0.9, 1.1)
+    one, other = Bound(2.0, 1.9, 2.1), Bound(1.0, 0.9, 1.1)
     found = ratios.quotient(one, other)
     assert found.value == 2.0 and 1.75 < found.low < 1.9 * 0.96 and 2.1 < found.high < 2.4
     assert ratios.quotient(replace(one, value=None, reason="none"), other).reason == "none"
