@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepipe import bench, board, codec, convert, leftovers, measurement, model, paths, targets, versus
+from edgepipe import bench, board, codec, convert, leftovers, measurement, model, targets, versus
 from edgepipe.deploy import Candidate, Outcome, Request, measure, prepare
 from edgepipe.errors import DeadlineError, EdgepipeError, LinkError, UsageError
-from edgepipe.journal import Journal
+from edgepipe.journal import Journal, new_id
 from edgepipe.record import Comparison, Report
 from edgepipe.schema import Plan, Power, RawRun
 
@@ -35,7 +35,8 @@ def run(request: Request, runs: list[RunOptions], progress: Progress) -> Outcome
     target = targets.load(request.target, request.host or None)
     with board.connect(target, bench.owner(), progress, wait=request.wait) as client:
         leftovers.collect(client, progress)
-        found = [candidate(request, client, progress) for _ in runs]
+        one = candidate(request, client, progress)
+        found = [replace(one, report=replace(one.report, id=new_id())) for _ in runs]
         first: EdgepipeError | None = None
         for number, (each, options) in enumerate(zip(found, runs, strict=True), 1):
             try:
@@ -118,8 +119,7 @@ def in_turns(
             return Outcome([_failed(each, error, request) for each in both], error), None
     for side, each in enumerate(both):
         raw = _joined([turn[side] for turn in turns])
-        result = measurement.conclude(raw, replace(request.plan, processes=rounds), request.options)
-        result = replace(result, raw=measurement.keep_raw(paths.data_home() / "raw", raw))
+        result = bench.concluded(raw, replace(request.plan, processes=rounds), request.options)
         each.report = Journal().append_report(replace(each.report, measurement=result))
     found = versus.interleaved(both[0].report, both[1].report, turns, max_slowdown)
     Journal().append("comparison", dict(codec.to_dict(found)))

@@ -113,9 +113,7 @@ def _clock(run: Measurement | None) -> float | None:
 def interleaved(a: Report, b: Report, turns: Sequence[tuple[RawRun, RawRun]], limit: float) -> Comparison:
     """Compare two artifacts that ran in turns on one board: B over A, with a bootstrap interval over the turns."""
     sides = [[[ns for p in turn[side].processes for ns in p.samples_ns] for turn in turns] for side in (0, 1)]
-    found_ratios = {
-        name: ratios.ratio_of_turns(sides[0], sides[1], quantile) for name, quantile in PERCENTILES.items()
-    }
+    found_ratios = {name: ratios.ratio_of_turns(sides[0], sides[1], quantile) for name, quantile in PERCENTILES.items()}
     return Comparison(a.id, b.id, found_ratios, verdict(found_ratios["p50"], limit), limit, True, [], len(turns))
 
 

@@ -26,8 +26,7 @@ def cool(
     began = time.monotonic()
     before = now = _hottest(sysfs_root)
     while now is not None and now > target_c and time.monotonic() - began < most_seconds:
-        if cancelled():
-            raise worker.CancelledError("stopped: the host went away", "agent", "run the command again")
+        worker.go_on(cancelled)
         on_progress(f"cool from {now:.0f} to {target_c:g} C", time.monotonic() - began)
         time.sleep(_PERIOD_SECONDS)
         now = _hottest(sysfs_root)

@@ -136,14 +136,7 @@ class Watch:
             self._thread.join(_END_SECONDS)
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [*worker.command(), "watch"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=worker.environment(),
-        )
+        self._process = worker.start("watch")
         assert self._process.stdin
         assert self._process.stdout
         self._thread = threading.Thread(target=self._take, args=(self._process.stdout,), name="power", daemon=True)
@@ -183,8 +176,7 @@ class Watch:
         began = time.monotonic()
 
         def stay(until: float) -> None:
-            if cancelled():
-                raise worker.CancelledError("stopped: the host went away", "agent", "run the command again")
+            worker.go_on(cancelled)
             on_progress("idle", time.monotonic() - began)
             time.sleep(max(0.0, min(_POLL_SECONDS, until - time.monotonic())))
 

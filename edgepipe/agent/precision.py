@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List
+from dataclasses import replace
+from typing import Any, Dict, Hashable, Iterable, List
 
-from edgepipe.schema import Executed
+from edgepipe.schema import Executed, OpTime
 
 
 class Tally:
@@ -27,6 +28,25 @@ class Tally:
         words = provider or ",".join(sorted(self._providers)) or "unknown"
         counted = {"kernels": self._kernels, "layers": self._layers, "providers": self._providers}
         return {"precision": describe(self._kernels), "provider": words, "counted": counted}
+
+
+class Times:
+    """Adds up what single runs of nodes took."""
+
+    def __init__(self) -> None:
+        self._found: Dict[Hashable, OpTime] = {}
+
+    def add(self, key: Hashable, node: OpTime) -> None:
+        """One more run of the node ``key``: ``node`` has its time in us, and one call."""
+        known = self._found.get(key)
+        if known:
+            total = (known.total_us or 0.0) + (node.total_us or 0.0)
+            node = replace(known, calls=known.calls + node.calls, total_us=total)
+        self._found[key] = node
+
+    def rows(self) -> List[OpTime]:
+        """Each node once, in the order they first ran."""
+        return list(self._found.values())
 
 
 def unknown(provider: str = "unknown") -> Dict[str, Any]:

@@ -51,14 +51,7 @@ class Tuned:
         return self
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [*worker.command(), "tune"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=worker.environment(),
-        )
+        self._process = worker.start("tune")
         assert self._process.stdin
         assert self._process.stdout
         try:

@@ -62,6 +62,28 @@ def command() -> List[str]:
     return [sys.executable or "python3", *start]
 
 
+def start(verb: str) -> "subprocess.Popen[bytes]":
+    """Another process of the agent, in a session of its own, that is told on its stdin what to do."""
+    return subprocess.Popen(
+        [*command(), verb],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment(),
+    )
+
+
+def go_on(cancelled: Callable[[], bool]) -> None:
+    """Stop where nobody waits any more.
+
+    Raises:
+        CancelledError: ``cancelled`` is true.
+    """
+    if cancelled():
+        raise CancelledError("stopped: the host went away", "agent", "run the command again")
+
+
 def _package_root() -> str:
     """The zipapp, or the folder that holds the package ``edgepipe``."""
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -152,8 +174,7 @@ class _Child:
                         if key.fd == self.result_stream:
                             raise self._crash(selector)
                 now = time.monotonic()
-                if cancelled():
-                    raise CancelledError("stopped: the host went away", "agent", "run the command again")
+                go_on(cancelled)
                 if now - began > deadline:
                     raise self._late(deadline)
                 if phase != self.phase:

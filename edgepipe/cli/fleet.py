@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgepipe.cli import console, options
+from edgepipe.cli import console, options, outcomes
 from edgepipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,18 +111,9 @@ def report(
 ) -> None:
     """Report the results of a run."""
     from edgepipe import fleet
-    from edgepipe import report as pages
-    from edgepipe.report import tables
 
     found = fleet.reports(*fleet.find(run))
-    if html:
-        pages.write_html(found, Path(html))
-        if not quiet:
-            console.stderr().print(f"wrote {html}", markup=False)
-    if json:
-        options.emit({"schema": "edgepipe.runs/1", "reports": found})
-    elif not quiet and not html:
-        tables.show_reports(found, console.stdout())
+    outcomes.report(found, html, as_json=json, quiet=quiet)
 
 
 def _matrix(file: str, models: list[str], recipe: str, to: str, rounds: int, limit: str, profile: str) -> Matrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,7 +11,22 @@ from edgepipe.cli import console, options
 
 if TYPE_CHECKING:
     from edgepipe.deploy import Outcome
-    from edgepipe.record import Comparison
+    from edgepipe.record import Comparison, Report
+
+
+def report(found: list[Report], html: str, *, as_json: bool, quiet: bool) -> None:
+    """Show kept results: as a page where ``html`` names one, as a document, or as a table."""
+    from edgepipe import report as pages
+    from edgepipe.report import tables
+
+    if html:
+        pages.write_html(found, Path(html))
+        if not quiet:
+            console.stderr().print(f"wrote {html}", markup=False)
+    if as_json:
+        options.emit({"schema": "edgepipe.runs/1", "reports": found})
+    elif not quiet and not html:
+        tables.show_reports(found, console.stdout())
 
 
 def show(outcome: Outcome, *, as_json: bool, quiet: bool, comparison: Comparison | None = None) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgepipe.cli import console, options
+from edgepipe.cli import options, outcomes
 
 
 def command(
@@ -21,15 +20,7 @@ def command(
     """Report the latest result of each model, recipe, format and board."""
     from edgepipe import report
     from edgepipe.journal import Journal
-    from edgepipe.report import tables
 
     reports = Journal().reports(model=model or None, target=target or None)
     chosen = reports if everything else report.latest(reports)
-    if html:
-        report.write_html(chosen, Path(html))
-        if not quiet:
-            console.stderr().print(f"wrote {html}", markup=False)
-    if json:
-        options.emit({"schema": "edgepipe.runs/1", "reports": chosen})
-    elif not quiet and not html:
-        tables.show_reports(chosen, console.stdout())
+    outcomes.report(chosen, html, as_json=json, quiet=quiet)

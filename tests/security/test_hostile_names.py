@@ -13,6 +13,7 @@ from edgepipe.errors import EdgepipeError, IntegrityError, UsageError
 from edgepipe.link import _protocol, _trust, parse_address, quote
 from edgepipe.progress import Silent
 from edgepipe.schema import FileRef
+from tests.fuzz.readers import Replay
 from tests.guarantees.figure import report, scale
 
 NAMES = [
@@ -121,24 +122,6 @@ def test_arguments_reach_the_board_as_they_are(name, own_home, board):
 def test_a_nul_is_no_argument():
     with pytest.raises(UsageError):
         quote(["echo", "a\0b"])
-
-
-class Replay:
-    """A channel that plays bytes back."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def line(self, until: float, limit: int) -> bytes:
-        line, found, self.data = self.data.partition(b"\n")
-        if len(line) > limit or not found:
-            raise IntegrityError("too long or at its end")
-        return line
-
-    def read(self, count: int, until: float) -> bytes:
-        if count > len(self.data):
-            raise IntegrityError("at its end")
-        return self.data[:count]
 
 
 KEYS = ["ok", "event", "result", "size", "error", "kind", "done", "total", "text", "phase", "x"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
-from edgepipe.agent.precision import Tally, unknown
+from edgepipe.agent.precision import Tally, Times, unknown
 from edgepipe.schema import Artifact, OpTime, RunOptions
 
 FORMATS: Tuple[str, ...] = ("onnx",)
@@ -101,14 +100,12 @@ class OnnxSession:
 
     def profile(self, runs: int) -> List[OpTime]:
         """Kernel times of ONNX Runtime's own profile."""
-        found: Dict[Tuple[str, Any], OpTime] = {}
+        times = Times()
         for name, kernel, us in self._kernels(runs):
-            key = (name, kernel.get("node_index"))
-            plain = name[: -len(_KERNEL)]
-            fresh = OpTime(plain, str(kernel.get("op_name", "")), 0, 0.0, _precision(kernel), str(kernel["provider"]))
-            known = found.get(key, fresh)
-            found[key] = replace(known, calls=known.calls + 1, total_us=(known.total_us or 0.0) + us)
-        return list(found.values())
+            plain, op = name[: -len(_KERNEL)], str(kernel.get("op_name", ""))
+            node = OpTime(plain, op, 1, us, _precision(kernel), str(kernel["provider"]))
+            times.add((name, kernel.get("node_index")), node)
+        return times.rows()
 
     def _kernels(self, runs: int) -> List[Tuple[str, Dict[str, Any], float]]:
         """Name, facts and us of each kernel that ran, from the profile of a session of its own."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
-from edgepipe.agent.precision import Tally
+from edgepipe.agent.precision import Tally, Times
 from edgepipe.schema import Artifact, OpTime, RunOptions
 
 FORMATS: Tuple[str, ...] = ("openvino",)
@@ -118,18 +117,16 @@ class OpenvinoSession:
         request = compiled.create_infer_request()
         for index in range(len(compiled.inputs)):
             request.set_input_tensor(index, self._request.get_input_tensor(index))
-        found: Dict[str, OpTime] = {}
+        times = Times()
         for _ in range(runs):
             request.infer(share_outputs=True)
             for info in request.get_profiling_info():
                 if not str(info.status).upper().endswith("EXECUTED"):
                     continue
                 kernel, _, kind = str(info.exec_type).rpartition("_")
-                fresh = OpTime(info.node_name, info.node_type, 0, 0.0, _NAMES.get(kind.lower(), kind), kernel)
-                known = found.get(info.node_name, fresh)
-                us = (known.total_us or 0.0) + info.real_time.total_seconds() * 1e6
-                found[info.node_name] = replace(known, calls=known.calls + 1, total_us=us)
-        return list(found.values())
+                precision, us = _NAMES.get(kind.lower(), kind), info.real_time.total_seconds() * 1e6
+                times.add(info.node_name, OpTime(info.node_name, info.node_type, 1, us, precision, kernel))
+        return times.rows()
 
     def close(self) -> None:
         """Drop the compiled model."""

@@ -24,6 +24,7 @@ CRASHES: Tuple[Crash, ...] = (
 )
 
 _MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
+_DELEGATE = "DELEGATE"
 _CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
 _LAYERS = {
     "CONV_2D",
@@ -138,39 +139,36 @@ class TfliteSession:
     def executed(self) -> Dict[str, Any]:
         """Precision by the tensors each operator reads and writes; which operators the XNNPACK delegate took."""
         try:
-            rows = self._interpreter._get_ops_details()
-            kinds = {one["index"]: one["dtype"].__name__ for one in self._interpreter.get_tensor_details()}
+            rows, kinds = self._details()
         except (AttributeError, ValueError, RuntimeError):
             return unknown()
-        delegates = [row for row in rows if row["op_name"] == "DELEGATE"]
-        operators = [row for row in rows if row["op_name"] != "DELEGATE"]
-        taken = replaced(delegates, operators)
-        own = "built-in kernels" if self._optimize else "reference kernels"
         tally = Tally()
-        for place, operator in enumerate(operators):
-            provider = "XNNPACK" if place in taken else own
-            tally.add(_precision(operator, kinds), provider, layer=operator["op_name"] in _LAYERS)
-        count = len(delegates)
-        return tally.executed(f"XNNPACK ({count} partition{'s' * (count > 1)})" if count else own)
+        for name, precision, provider in self._operators(rows, kinds):
+            tally.add(precision, provider, layer=name in _LAYERS)
+        count = sum(row["op_name"] == _DELEGATE for row in rows)
+        return tally.executed(f"XNNPACK ({count} partition{'s' * (count > 1)})" if count else self._own())
 
     def profile(self, runs: int) -> List[OpTime]:
         """The operators as they are run, without times: the Python packages hand none out."""
-        rows = self._interpreter._get_ops_details()
+        found = self._operators(*self._details())
+        return [OpTime(f"operator {place}", name, runs, None, *ran) for place, (name, *ran) in enumerate(found)]
+
+    def _details(self) -> Tuple[List[Any], Dict[int, str]]:
+        """What the interpreter says of its operators, and the types of its tensors by index."""
         kinds = {one["index"]: one["dtype"].__name__ for one in self._interpreter.get_tensor_details()}
-        operators = [row for row in rows if row["op_name"] != "DELEGATE"]
-        taken = replaced([row for row in rows if row["op_name"] == "DELEGATE"], operators)
-        own = "built-in kernels" if self._optimize else "reference kernels"
+        return self._interpreter._get_ops_details(), kinds
+
+    def _operators(self, rows: List[Any], kinds: Dict[int, str]) -> List[Tuple[str, str, str]]:
+        """Name, precision and kernels of each operator of the file."""
+        operators = [row for row in rows if row["op_name"] != _DELEGATE]
+        taken = replaced([row for row in rows if row["op_name"] == _DELEGATE], operators)
         return [
-            OpTime(
-                f"operator {place}",
-                row["op_name"],
-                runs,
-                None,
-                _precision(row, kinds),
-                "XNNPACK" if place in taken else own,
-            )
+            (row["op_name"], _precision(row, kinds), "XNNPACK" if place in taken else self._own())
             for place, row in enumerate(operators)
         ]
+
+    def _own(self) -> str:
+        return "built-in kernels" if self._optimize else "reference kernels"
 
     def close(self) -> None:
         """Drop the interpreter."""
