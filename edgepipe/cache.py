@@ -133,7 +133,7 @@ class Cache:
             if self._remove(folder):
                 removed, freed, left = removed + 1, freed + bytes_, left - bytes_
         for stale in (self.root / "tmp").glob("*"):
-            with self._unless_locked(stale.name.partition("-")[0]) as free:
+            with self._locked(stale.name.partition("-")[0], wait=False) as free:
                 if free:
                     shutil.rmtree(stale, ignore_errors=True)
         return Trimmed(removed, freed, left)
@@ -142,7 +142,7 @@ class Cache:
         """Take an entry away by a rename, so that nobody meets half of it; False where it is being made anew."""
         (self.root / "tmp").mkdir(parents=True, exist_ok=True)
         gone = self.root / "tmp" / f"{folder.name}-removed"
-        with self._unless_locked(folder.name) as free:
+        with self._locked(folder.name, wait=False) as free:
             if not free:
                 return False
             try:
@@ -151,17 +151,6 @@ class Cache:
                 return False
             shutil.rmtree(gone, ignore_errors=True)
             return True
-
-    @contextlib.contextmanager
-    def _unless_locked(self, entry: str) -> Iterator[bool]:
-        (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        with (self.root / "locks" / entry).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
 
     def make(self, entry: str, maker: Callable[[Path], None]) -> tuple[Path, bool]:
         """Return the folder of ``entry`` and whether it was there already; if not, ``maker(folder)`` fills it.
@@ -223,12 +212,17 @@ class Cache:
         return self.root / "entries" / entry[:2] / entry
 
     @contextlib.contextmanager
-    def _locked(self, entry: str) -> Iterator[None]:
+    def _locked(self, entry: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold an entry's lock; yields False, without it, where another holds it and ``wait`` is false."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / entry).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
 
 def _rows(entries: Path) -> Iterator[tuple[float, int, Path]]:

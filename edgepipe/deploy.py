@@ -171,12 +171,18 @@ def prepare(
         progress.note(caution)
     test = golden.make(made.artifact, dataset)
     manifest = bench.manifest_of(made.artifact, test.test if test else None)
-    report = bench.blank_report(source.facts, made.artifact, facts, request.target, manifest)
-    report = replace(report, recipe=request.recipe, steps=made.made.steps)
+    report = draft(made, source, request.recipe, facts, request.target, manifest)
     if made.ladder:
-        report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
         verify.judge(made.ladder, request.max_drop, f"{source.name} {request.recipe} {format_name}, on the host")
     return Candidate(made.artifact, manifest, report, made.ladder, export=made, golden=test.blobs if test else [])
+
+
+def draft(made: Export, source: Model, text: str, facts: Board, target: str, manifest: Manifest) -> Report:
+    """The report of a file as far as the host knows it: what the recipe ``text`` did, and what came of it."""
+    report = bench.blank_report(source.facts, made.artifact, facts, target, manifest)
+    report = replace(report, recipe=text, steps=made.made.steps)
+    ladder = made.ladder
+    return replace(report, accuracy=ladder.accuracy, parity=ladder.parity) if ladder else report
 
 
 def options_for(request: Request, target: Target, facts: Board) -> ExportOptions:

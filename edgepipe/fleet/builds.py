@@ -7,7 +7,7 @@ are greeted first; those that want the same get the same, by hash.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgepipe import artifact, bench, convert, data, deploy, export, model, verify
@@ -92,11 +92,7 @@ class Builds:
             manifest, bench.files_of(made.artifact), samples, dataset if samples else None, made.ladder, source.task,
             request.max_drop, made.artifact,
         )  # fmt: skip
-        report = bench.blank_report(source.facts, made.artifact, UNKNOWN, "", manifest)
-        report = replace(report, recipe=cell.recipe, steps=made.made.steps)
-        if made.ladder:
-            report = replace(report, accuracy=made.ladder.accuracy, parity=made.ladder.parity)
-        return Built(package, report)
+        return Built(package, deploy.draft(made, source, cell.recipe, UNKNOWN, "", manifest))
 
     def _blob(self, name: str, dataset: Dataset | None) -> tuple[bytes, str] | None:
         if name not in self._samples:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
 class Options:
-    """``address`` of a scheduler elsewhere, the folder with its TLS files, ``parallel`` boards at a time."""
+    """``parallel`` boards at a time."""
 
     parallel: int = 32
-    address: str = ""
-    tls: Path | None = None
 
 
 class Engine(Protocol):
