@@ -12,8 +12,6 @@ from edgepipe.errors import EdgepipeError, UsageError
 from edgepipe.model import Model
 
 SCHEMA = "edgepipe.inspect/1"
-_FORMATS = ("onnx", "tflite", "openvino")
-_PACKAGES = {"onnxruntime": "onnxruntime", "tflite": "ai-edge-litert", "openvino": "openvino"}
 
 
 def inspect(ref: str, input_shape: model.Shapes | None = None) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def inspect(ref: str, input_shape: model.Shapes | None = None) -> dict[str, Any]
         "precision": _precision(told["tensors"]),
         "tensors": told["tensors"],
         "metadata": told["metadata"],
-        "exports": {name: _way(found, name) for name in _FORMATS},
+        "exports": {name: _way(found, name) for name in _on_boards()},
         "targets": _targets(found),
     }
 
@@ -92,8 +90,15 @@ def _way(found: Model, name: str) -> dict[str, Any]:
         return {"path": None, "reason": error.what}
 
 
+def _on_boards() -> list[str]:
+    """The formats that an installable runtime of a board runs."""
+    found = (plugins.load("agent.runtimes", name) for name in plugins.names("agent.runtimes"))
+    return [form for runtime in found if runtime.PACKAGES for form in runtime.FORMATS]
+
+
 def _targets(found: Model) -> list[dict[str, Any]]:
     """Each target, whether its runtime can run the file (null: not known), and why or why not."""
+    known = _on_boards()
     rows: list[dict[str, Any]] = []
     asked: list[dict[str, str]] = []
     for name in targets.listing():
@@ -104,7 +109,7 @@ def _targets(found: Model) -> list[dict[str, Any]]:
         except EdgepipeError as error:  # a file of the user's own
             row["reason"] = f"its file can't be read: {error.what}"
             continue
-        if found.format not in _FORMATS:
+        if found.format not in known:
             row["reason"] = f"no board runs {found.format} files: export it first"
             continue
         wheel = target.runtimes.get(runtime_for(found.format))
@@ -114,10 +119,9 @@ def _targets(found: Model) -> list[dict[str, Any]]:
         if not wheel.version:
             row.update(runs=False, reason=wheel.reason or "no wheel of its runtime fits the board")
             continue
-        package, _, version = wheel.version.rpartition(" ")
-        package = package or _PACKAGES[runtime_for(found.format)]
-        row["runtime"] = f"{package} {version}"
-        asked.append({"package": package, "version": version, "arch": target.arch})
+        runtime = preflight.runtime_of(runtime_for(found.format), wheel.version)
+        row["runtime"] = f"{runtime.package} {runtime.version}"
+        asked.append({"package": runtime.package, "version": runtime.version or "", "arch": target.arch})
     _ask(found, [row for row in rows if row["runtime"]], asked)
     return rows
 

@@ -28,10 +28,15 @@ def expected(target: Target, format_names: Iterable[str]) -> Board:
         if wheel.reason:
             fix = "choose another format"
             raise UsageError(f"there is no {name} for {target.name}: {wheel.reason}", f"target {target.name}", fix)
-        package, _, version = wheel.version.rpartition(" ")
-        found.append(Runtime(name, version, package or runtimes.find(name).PACKAGES[0]))
+        found.append(runtime_of(name, wheel.version))
     isa, cores = target.hardware.isa, target.hardware.cores
     return Board(target.arch, target.hardware.cpu, isa, cores, None, target.system.os, "", "", runtimes=found)
+
+
+def runtime_of(name: str, told: str) -> Runtime:
+    """A runtime by what a target says of its version: ``1.31.1``, or ``tflite-runtime 2.14.0`` for another package."""
+    package, _, version = told.rpartition(" ")
+    return Runtime(name, version, package or runtimes.find(name).PACKAGES[0])
 
 
 def within(options: ExportOptions, target: Target) -> ExportOptions:
