@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepipe import export, model
+from edgepipe import deploy, export, model
+from edgepipe.agent import probe
 from edgepipe.cache import Cache
 
 NETWORK = """
@@ -149,8 +150,19 @@ def run(artifact, feeds: np.ndarray) -> np.ndarray:
         return np.concatenate(found)
     import openvino
 
-    compiled = openvino.Core().compile_model(artifact.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(artifact.path, "CPU", openvino_exact())
     return np.concatenate([compiled(x[None])[compiled.outputs[0]].copy() for x in feeds])
+
+
+@functools.cache
+def saturates() -> bool:
+    """Whether int8 products saturate on this machine: there a right file is judged by float arithmetic."""
+    return deploy.saturates(probe.board({}))
+
+
+def openvino_exact() -> dict[str, str]:
+    """Properties by which the plug-in answers what the file says, with its int8 kernels where these are exact."""
+    return {"INFERENCE_PRECISION_HINT": "f32"} | ({"LP_TRANSFORMS_MODE": "NO"} if saturates() else {})
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -5,8 +5,10 @@ import functools
 import numpy as np
 import pytest
 
-from edgepipe import align, data, layerwise, samples
+from edgepipe import align, data, export, layerwise, samples
 from edgepipe.align import Seen
+from edgepipe.artifact import ExportOptions
+from edgepipe.cache import Cache
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.schema import Preprocessing, TensorSpec
 from tests.conformance import faults
@@ -160,7 +162,8 @@ def test_the_command_names_the_layer_and_ends_with_5(capsys, tmp_path):
 def test_a_board_answers_layer_by_layer(capsys):
     """The board is this machine, by the agent in a child process: the same file, here and there."""
     kit.use_home()
-    file = kit.made("onnx", "int8").artifact.path
+    options = ExportOptions(reduce_range=kit.saturates())  # as a deployment to this machine would make it
+    file = export.make(kit.tiny(), "int8", "onnx", options, cache=Cache(kit.home() / "work")).artifact.path
     code, document, _ = verify(capsys, file, "--against", kit.tiny().folder, "--target", "local", "--quiet")
     assert code == 0
     here, there = document["comparisons"]

@@ -86,7 +86,7 @@ def read(path):
 def run(path, feeds=None):
     import openvino
 
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(str(path), "CPU", kit.openvino_exact())
     feeds = kit.prepared("NCHW") if feeds is None else feeds
     return np.concatenate([compiled(x[None])[0].copy() for x in feeds])
 

@@ -139,14 +139,17 @@ def load(path: str, options: RunOptions, artifact: Artifact) -> OpenvinoSession:
 
 
 def _properties(options: RunOptions) -> Dict[str, Any]:
-    """One stream, tuned for latency. Without optimisation, arithmetic stays in float32 where the file says so."""
+    """One stream, tuned for latency. Without optimisation all arithmetic is float32, quantisers rounding in between.
+
+    ``LP_TRANSFORMS_MODE`` is the plug-in's own switch of its int8 kernels, whose sums saturate on x86 without VNNI.
+    """
     found: Dict[str, Any] = {
         "INFERENCE_NUM_THREADS": options.threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
     }
     if not options.optimize:
-        found["INFERENCE_PRECISION_HINT"] = "f32"
+        found.update(INFERENCE_PRECISION_HINT="f32", LP_TRANSFORMS_MODE="NO")
     return found
 
 
