@@ -185,6 +185,25 @@ def test_a_change_is_found_where_it_is(level, start, end):
     assert found.shift == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.parametrize("rho", [0.3, 0.6, 0.8, 0.9])
+@pytest.mark.parametrize("n", [231, 700])
+def test_calls_that_resemble_their_neighbours_are_no_change(rho, n):
+    rng = random.Random(n)
+    alarms = sum(stats.change(_alike(rng, n, rho)).probability < 0.05 for _ in range(200))
+    assert alarms <= 0.05 * 200 + 10
+    step = [value * (1.1 if at > 350 else 1) for at, value in enumerate(_alike(rng, 700, rho))]
+    assert stats.change(step).probability < 0.05
+
+
+def _alike(rng, n, rho):
+    """A first-order autoregression about 1 with a standard deviation of 2 %."""
+    values, x = [], rng.gauss(0, 0.02)
+    for _ in range(n):
+        x = rho * x + rng.gauss(0, 0.02 * math.sqrt(1 - rho**2))
+        values.append(1 + x)
+    return values
+
+
 def test_a_slow_drift_is_a_change_and_a_constant_is_none():
     rng = random.Random(4)
     drift = stats.change([1 + i / 2000 + rng.gauss(0, 0.02) for i in range(600)])
