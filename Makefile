@@ -22,7 +22,7 @@ fleet-demo: $(STAMP) ## a fleet of loopback boards, some of them sick: BOARDS=20
 
 test: $(STAMP) ## run the tests (a few minutes)
 	@scripts/ensure-sshd || true
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budgets
 	$(BIN)/ruff check .
