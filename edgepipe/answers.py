@@ -151,6 +151,7 @@ class Freed:
     freed_bytes: int
     releases: list[str]
     blobs: int
+    runs: int
 
 
 @dataclass(frozen=True)

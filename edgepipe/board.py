@@ -245,9 +245,9 @@ class BoardClient:
         """Make the previous release the active one; nothing is sent."""
         return self._ask("rollback", {}, Release, self.times.work)
 
-    def gc(self, keep_spool: bool = False) -> Freed:
+    def gc(self, *, keep_spool: bool = False, drop_runs: bool = False) -> Freed:
         """Remove all but the active release, the one before, and the runtimes."""
-        return self._ask("gc", {"keep_spool": keep_spool}, Freed, self.times.work)
+        return self._ask("gc", {"keep_spool": keep_spool, "drop_runs": drop_runs}, Freed, self.times.work)
 
     def doctor(self, on_progress: OnProgress | None = None) -> Health:
         """Have the board looked at closely: every Python, each runtime imported, clocks, meters."""

@@ -212,12 +212,11 @@ class Releases:
         self.disk.rename(path + ".new", path)
         self.disk.sync(self.store.root)
 
-    def gc(self, keep_spool: bool) -> Tuple[int, List[str], int]:
+    def gc(self, keep_spool: bool) -> Tuple[List[str], int]:
         """Remove what nothing needs: releases without a link, their blobs, partials and the spool.
 
-        Returns the bytes freed, the ids of the releases removed and the number of blobs removed.
+        Returns the ids of the releases removed and the number of blobs removed.
         """
-        before = self.store.used_bytes()
         every = frozenset(os.listdir(self.store.path("releases")))
         removed = sorted(rules.collectable(self.links(), every))
         for name in removed:
@@ -231,7 +230,7 @@ class Releases:
             self.disk.remove(self.store.path("blobs", name))
         sites.tidy(self.store)
         ids = [name for name in removed if not name.startswith(".")]
-        return before - self.store.used_bytes(), ids, len(unneeded)
+        return ids, len(unneeded)
 
     def _needed(self) -> Set[str]:
         kept: Set[str] = set()

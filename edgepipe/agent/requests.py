@@ -121,9 +121,10 @@ class Which:
 
 @dataclass(frozen=True)
 class Collect:
-    """Whether results not yet fetched are kept."""
+    """Whether outputs not yet fetched are kept, and whether measured runs that no host has fetched are dropped."""
 
     keep_spool: bool = False
+    drop_runs: bool = False
 
 
 @dataclass(frozen=True)

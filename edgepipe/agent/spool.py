@@ -10,13 +10,17 @@ import os
 from dataclasses import dataclass
 from typing import List
 
+from edgepipe.agent.disk import disk_full
 from edgepipe.agent.store import Store, check_name
 from edgepipe.codec import canonical
+from edgepipe.errors import BoardError
 from edgepipe.schema import Manifest, Plan, RawRun, RunOptions
 
 _FOLDER = "runs"
-# Of hosts that never came back; beyond it the oldest go, so that the disk stays bounded.
+# None that waits is ever dropped; what bounds the disk is that no more is measured.
 MOST = 100
+# Free before a run is measured: 100,000 samples take about this as JSON.
+ROOM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,26 @@ class Run:
     plan: Plan
     options: RunOptions
     raw: RawRun
+
+
+def reserve(store: Store, run: str, owner: str) -> None:
+    """Make sure that a run can be kept, before it is measured.
+
+    Raises:
+        BoardError: as many as may wait do so already, or the disk is too full for one more.
+    """
+    there = store.listing(_FOLDER)
+    if _name(run, owner) in there:
+        return
+    if len(there) >= MOST:
+        own = len(waiting(store, owner))
+        raise BoardError(
+            f"{len(there)} measured runs wait on the board for their hosts, {own} of them for {owner}",
+            store.path(_FOLDER),
+            "a deploy or bench of those hosts fetches theirs; edgepipe gc --target T --runs drops them all",
+        )
+    if store.free_bytes() < ROOM_BYTES:
+        raise disk_full(store.path(_FOLDER), ROOM_BYTES)
 
 
 def keep(store: Store, run: Run) -> None:
@@ -49,9 +73,6 @@ def keep(store: Store, run: Run) -> None:
         store.disk.remove(staging)
         raise
     store.disk.sync(store.path(_FOLDER))
-    there = store.listing(_FOLDER)
-    for old in sorted(there, key=lambda each: _age(store, each))[: max(0, len(there) - MOST)]:
-        store.disk.remove(store.path(_FOLDER, old))
 
 
 def waiting(store: Store, owner: str) -> List[str]:
@@ -74,16 +95,17 @@ def forget(store: Store, runs: List[str], owner: str) -> int:
     return len(there)
 
 
+def drop(store: Store) -> int:
+    """Remove every run that waits, whoever it waits for: on a person's word alone. Returns how many there were."""
+    there = store.listing(_FOLDER)
+    for name in os.listdir(store.path(_FOLDER)):
+        store.disk.remove(store.path(_FOLDER, name))
+    return len(there)
+
+
 def _name(run: str, owner: str) -> str:
     return check_name(f"{run}.{_who(owner)}")
 
 
 def _who(owner: str) -> str:
     return hashlib.sha256(owner.encode()).hexdigest()[:16]
-
-
-def _age(store: Store, name: str) -> float:
-    try:
-        return os.lstat(store.path(_FOLDER, name)).st_mtime
-    except OSError:
-        return 0.0

@@ -240,6 +240,8 @@ def _release(session: Session, changed: bool, began: float, state: Optional[Serv
 
 def bench(session: Session, args: Bench) -> Answer:
     """Measure a release. Given as a manifest it is staged, and the active one stays what it is."""
+    if args.run:
+        spool.reserve(session.store, args.run, session.owner)
     manifest = _staged(session, args)
     watch = power.Watch(args.meter, args.rail, session.sysfs_root)
 
@@ -292,8 +294,11 @@ def clock(_session: Session, _args: Nothing) -> Answer:
 
 def collect(session: Session, args: Collect) -> Answer:
     """Free what no link needs."""
-    freed, removed, blobs = session.releases.gc(args.keep_spool)
-    return Answer({"freed_bytes": freed, "releases": removed, "blobs": blobs})
+    before = session.store.used_bytes()
+    dropped = spool.drop(session.store) if args.drop_runs else 0
+    removed, blobs = session.releases.gc(args.keep_spool)
+    freed = before - session.store.used_bytes()
+    return Answer({"freed_bytes": freed, "releases": removed, "blobs": blobs, "runs": dropped})
 
 
 def site(session: Session, args: Site) -> Answer:

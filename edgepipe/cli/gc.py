@@ -14,20 +14,21 @@ def command(
     host: options.Host = "",
     cache: Annotated[bool, typer.Option("--cache", help="The work cache of this host instead of a board.")] = False,
     limit: Annotated[str, typer.Option("--limit", help="Bytes of the cache to keep, e.g. 5G or 0.")] = "",
+    runs: Annotated[bool, typer.Option("--runs", help="Also drop measured runs no host has fetched yet.")] = False,
     wait: options.Wait = "",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Remove everything from the board but the active release, the one before it, and the runtimes."""
+    """Remove all from the board but the active release, the one before it, the runtimes, and runs not fetched yet."""
     from edgepipe.errors import UsageError
 
-    if cache == bool(target) or (limit and not cache):
+    if cache == bool(target) or (limit and not cache) or (runs and cache):
         fix = "edgepipe gc --target T, or edgepipe gc --cache --limit 5G"
         raise UsageError("a board, or the cache of this host?", "edgepipe gc", fix)
     if cache:
         _cache(limit, as_json=json, quiet=quiet)
     else:
-        _board(target, host, wait, as_json=json, quiet=quiet)
+        _board(target, host, wait, runs=runs, as_json=json, quiet=quiet)
 
 
 def _cache(limit: str, *, as_json: bool, quiet: bool) -> None:
@@ -41,7 +42,7 @@ def _cache(limit: str, *, as_json: bool, quiet: bool) -> None:
         console.stderr().print(f"{console.size(result.freed_bytes)} freed, {left}")
 
 
-def _board(target: str, host: str, wait: str, *, as_json: bool, quiet: bool) -> None:
+def _board(target: str, host: str, wait: str, *, runs: bool, as_json: bool, quiet: bool) -> None:
     from edgepipe import bench, board, targets
 
     place = targets.load(target, host or None)
@@ -50,9 +51,10 @@ def _board(target: str, host: str, wait: str, *, as_json: bool, quiet: bool) -> 
         console.open_progress(quiet=quiet) as progress,
         board.connect(place, bench.owner(), progress, wait=span) as client,
     ):
-        result = client.gc()
+        result = client.gc(drop_runs=runs)
     if as_json:
         options.emit({"schema": "edgepipe.gc/1", "target": target, **options.plain(result)})
     elif not quiet:
         removed = f"{len(result.releases)} releases and {result.blobs} blobs removed"
+        removed += f", {result.runs} runs dropped" if runs else ""
         console.stderr().print(f"{console.size(result.freed_bytes)} freed, {removed}")

@@ -8,6 +8,9 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +22,8 @@ from edgepipe import bench, leftovers, paths
 from edgepipe import board as boards
 from edgepipe.agent import spool
 from edgepipe.agent.store import Store
-from edgepipe.codec import from_dict
-from edgepipe.errors import EdgepipeError, IntegrityError, LinkError
+from edgepipe.codec import canonical, from_dict
+from edgepipe.errors import BoardError, EdgepipeError, IntegrityError, LinkError
 from edgepipe.journal import Journal, new_id
 from edgepipe.progress import Silent
 from edgepipe.schema import Artifact, FileRef, Manifest, Plan, Preprocessing, RunOptions
@@ -203,10 +206,79 @@ def test_a_damaged_run_stays_and_is_told(own_home):
             client.run("torn")
 
 
-def test_the_board_keeps_a_bounded_number(tmp_path):
+def test_what_waits_is_never_dropped_and_no_more_is_measured(own_home, tmp_path):
+    """Hosts that never come back bound what may be measured, and a person frees the board."""
+    with connect() as client:
+        client.status([])
+        store = Store(str(paths.data_home() / "boards" / "local" / ".edgepipe"))
+        raw = report_samples.raw([])
+        for number in range(spool.MOST):
+            waiting(store, f"r{number:03d}", raw)
+        client.push([(CONTENT, REF)])
+        refused = bench.measure(client, MANIFEST, PLAN, RunOptions(), None, Silent(), "one-more")
+        assert refused.status == "failed" and "100 measured runs wait on the board" in refused.reason
+        assert len(spool.waiting(store, "me@desk")) == spool.MOST and spool.waiting(store, "another@desk") == []
+        assert client.gc().runs == 0 and len(spool.waiting(store, "me@desk")) == spool.MOST
+        assert client.gc(drop_runs=True).runs == spool.MOST and spool.waiting(store, "me@desk") == []
+        client.push([(CONTENT, REF)])
+        assert bench.measure(client, MANIFEST, PLAN, RunOptions(), None, Silent(), "one-more").samples
+
+
+def test_a_run_is_not_measured_where_it_could_not_be_kept(tmp_path, monkeypatch):
     store = Store(str(tmp_path))
     store.prepare()
-    raw = report_samples.raw([])
-    for number in range(spool.MOST + 3):
-        waiting(store, f"r{number:03d}", raw)
-    assert len(spool.waiting(store, "me@desk")) == spool.MOST and spool.waiting(store, "another@desk") == []
+    monkeypatch.setattr(store, "free_bytes", lambda: spool.ROOM_BYTES - 1)
+    with pytest.raises(BoardError, match="disk full on the board, 1048576 bytes needed"):
+        spool.reserve(store, "new", "me@desk")
+    waiting(store, "begun", report_samples.raw([]))
+    spool.reserve(store, "begun", "me@desk")
+
+
+_WRITER = """
+import json, sys
+from edgepipe.agent import spool
+from edgepipe.agent.store import Store
+from edgepipe.codec import from_dict
+run = json.loads(sys.stdin.read())
+for number in range(10_000):
+    run["id"] = f"{sys.argv[2]}-{number}"
+    spool.keep(Store(sys.argv[1]), from_dict(spool.Run, run))
+    print(run["id"], flush=True)
+"""
+
+
+@pytest.mark.guarantee
+def test_killed_writers_lose_no_run_that_they_said_was_kept(tmp_path):
+    """Three agents keep runs side by side, and are killed at random: what each said it kept is there, whole, once."""
+    store = Store(str(tmp_path))
+    store.prepare()
+    raw = report_samples.raw(report_samples.steady(random.Random(2), calls=50))
+    one = canonical(spool.Run("x", "me@desk", 1.0, MANIFEST, PLAN, RunOptions(), raw))  # type: ignore[arg-type]
+    source, said = random.Random(5), []
+    rounds = scale(2, 40)
+    for turn in range(rounds):
+        writers = []
+        for who in range(3):
+            command = [sys.executable, "-c", _WRITER, str(tmp_path), f"w{turn}-{who}"]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            process.stdin.write(one)
+            process.stdin.close()
+            writers.append(process)
+        writers[0].stdout.readline()
+        time.sleep(source.uniform(0, 0.3))
+        for process in writers:
+            process.kill()
+            said += [line for line in process.stdout.read().decode().split("\n")[:-1] if line]
+            process.stdout.close()
+            process.wait()
+    there = spool.waiting(store, "me@desk")
+    lost = [name for name in said if name not in set(there)]
+    whole = sum(
+        from_dict(spool.Run, json.loads(Path(spool.path(store, name, "me@desk")).read_bytes())).id == name
+        for name in there
+    )
+    report(
+        12,
+        f"{3 * rounds} writers killed after {len(said):,} runs: {len(lost)} lost, {len(there) - whole} torn",
+        ok=len(said) > 3 * rounds and not lost and whole == len(there),
+    )
