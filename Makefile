@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo fleet-demo test lint bench bench-fleet guarantees conformance fuzz lab lab-down lab-test clean
+.PHONY: help demo fleet-demo test lint bench bench-fleet guarantees mutants conformance fuzz lab lab-down lab-test clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -42,6 +42,9 @@ bench-fleet: $(STAMP) ## what planning a fleet costs for each trial, and how it 
 guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often, WRITE=1 updates docs
 	@scripts/ensure-sshd || true
 	$(BIN)/python -m tests.guarantees
+
+mutants: $(STAMP) ## plant faults in the release rules and the store, and print those no test notices (a minute)
+	$(BIN)/python scripts/mutants.py
 
 conformance: $(STAMP) ## convert public files, plant faults, write docs/conformance.md (about 20 minutes)
 	$(BIN)/python -m tests.conformance
