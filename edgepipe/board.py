@@ -22,7 +22,7 @@ from edgepipe.link._bootstrap import start_agent
 from edgepipe.link._protocol import OnProgress
 from edgepipe.link._push import Source, push
 from edgepipe.progress import Progress
-from edgepipe.schema import FileRef, Manifest, Plan, RawRun, Release, RunOptions, digest
+from edgepipe.schema import DeltaSent, FileRef, Manifest, Plan, RawRun, Release, RunOptions, digest
 from edgepipe.targets import Target
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ class BoardClient:
         self.times = times
         self.rate_limit = 0.0  # bytes per second that a push may send; 0 is no limit
         self.bytes_wire = 0  # of blobs, as they were sent: packed where that is quicker
+        self.deltas: list[DeltaSent] = []  # of blobs that did not go whole
         self._owner, self._wait = owner, wait
         self._progress = progress
         self._link: Link | None = None

@@ -33,7 +33,7 @@ from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
 from edgepipe.given import Said
 from edgepipe.journal import Journal
 from edgepipe.record import Report
-from edgepipe.schema import Artifact, Board, Manifest, Plan, RunOptions
+from edgepipe.schema import Artifact, Board, DeltaSent, Manifest, Plan, RunOptions
 
 if TYPE_CHECKING:
     from edgepipe.board import BoardClient
@@ -92,6 +92,7 @@ class Candidate:
     ladder: Ladder | None = None
     bytes_sent: int = 0
     bytes_wire: int = 0
+    deltas: list[DeltaSent] = field(default_factory=list)
     inputs: str | None = None
     export: Export | None = None
     golden: list[Source] = field(default_factory=list)
@@ -214,16 +215,13 @@ def _push_and_verify(
 
     ``packed`` is the dataset as a blob with its sha256, the same for all candidates where the model has one input.
     """
-    before = client.bytes_wire
     files = [*bench.files_of(candidate.artifact), *candidate.golden]
     if dataset is None or candidate.ladder is None:
-        candidate.bytes_sent = client.push(files)
-        candidate.bytes_wire = client.bytes_wire - before
+        _send(candidate, files, client, progress)
         return
     artifact = candidate.artifact
     content, candidate.inputs = packed or bench.blob(dataset.feeds(artifact.inputs, artifact.preprocessing))
-    candidate.bytes_sent = client.push([*files, (content, candidate.inputs)])
-    candidate.bytes_wire = client.bytes_wire - before
+    _send(candidate, [*files, (content, candidate.inputs)], client, progress)
     name = candidate.manifest.name
     with progress.task(f"verify {name} on the board, {len(dataset.inputs)} samples", "s") as task:
         answer = client.verify(candidate.manifest, candidate.inputs, request.options, task.update)
@@ -231,6 +229,17 @@ def _push_and_verify(
     ladder = verify.on_device(candidate.ladder, client.arrays(answer.outputs), dataset, source.task)
     candidate.report = replace(candidate.report, accuracy=ladder.accuracy, parity=ladder.parity)
     verify.judge(ladder, request.max_drop, f"{source.name} {request.recipe}, {name} on {request.target}")
+
+
+def _send(candidate: Candidate, files: list[Source], client: BoardClient, progress: Progress) -> None:
+    """Push, and note what that took."""
+    wire, deltas = client.bytes_wire, len(client.deltas)
+    candidate.bytes_sent = client.push(files)
+    candidate.bytes_wire = client.bytes_wire - wire
+    candidate.deltas = client.deltas[deltas:]
+    for one in candidate.deltas:
+        how = f"{one.bytes_wire:,} bytes as a delta against {one.base[:12]}, {one.bytes_saved:,} saved"
+        progress.note(f"{candidate.manifest.name}: {one.bytes:,} bytes sent as {how}")
 
 
 def measure(candidate: Candidate, request: Request, client: BoardClient, progress: Progress) -> None:
@@ -261,8 +270,10 @@ def measure(candidate: Candidate, request: Request, client: BoardClient, progres
 def _activate(candidate: Candidate, client: BoardClient, progress: Progress) -> None:
     """Move the board's `current` link to the release, and complete the record."""
     release = client.activate(candidate.manifest)
-    sent, wire = candidate.bytes_sent, candidate.bytes_wire
-    candidate.report = replace(candidate.report, release=replace(release, bytes_sent=sent, bytes_wire=wire))
+    release = replace(
+        release, bytes_sent=candidate.bytes_sent, bytes_wire=candidate.bytes_wire, deltas=candidate.deltas
+    )
+    candidate.report = replace(candidate.report, release=release)
     _keep(candidate)
     word = "active" if release.changed else "was active already"
     signed = f"signed by {release.signer}" if release.signer else f"NOT SIGNED; {UNSIGNED.format(client.target.name)}"

@@ -151,12 +151,26 @@ class ServiceState:
 
 
 @dataclass(frozen=True)
+class DeltaSent:
+    """A file of ``bytes`` bytes that went as its differences from another, ``base``, which the board had.
+
+    ``bytes_wire`` is what that took on the way, ``bytes_saved`` what was spared of the packed whole.
+    """
+
+    sha256: str
+    base: str
+    bytes: int
+    bytes_wire: int
+    bytes_saved: int
+
+
+@dataclass(frozen=True)
 class Release:
     """A release as a board holds it. ``activated_at`` is the board's clock, seconds since 1970.
 
     ``bytes_sent`` is what the board took, ``bytes_wire`` what that was on the way, packed, without the protocol's own.
     ``signer`` is the principal whose signature the board checked; empty where the board has no signers pinned.
-    ``service`` is null where nothing was restarted.
+    ``service`` is null where nothing was restarted. ``deltas`` are the files that did not go whole.
     """
 
     id: str
@@ -168,6 +182,7 @@ class Release:
     changed: bool = True
     signer: str = ""
     service: Optional[ServiceState] = None
+    deltas: List[DeltaSent] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,16 @@ class Status:
 
 @dataclass(frozen=True)
 class Put:
-    """A piece of a blob of ``size`` bytes: the payload, packed by ``coding`` if that is named, goes to ``offset``."""
+    """A piece of a blob of ``size`` bytes: the payload, packed by ``coding`` if that is named, goes to ``offset``.
+
+    With a ``base``, a blob that is here, the payload is instructions that make the piece of it; see `delta`.
+    """
 
     sha256: str
     size: int
     offset: int = 0
     coding: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True)

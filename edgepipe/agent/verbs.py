@@ -8,7 +8,21 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Union
 
-from edgepipe.agent import coding, health, ledger, lock, power, probe, rules, runtimes, service, sites, spool, trust
+from edgepipe.agent import (
+    coding,
+    delta,
+    health,
+    ledger,
+    lock,
+    power,
+    probe,
+    rules,
+    runtimes,
+    service,
+    sites,
+    spool,
+    trust,
+)
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.orders import Signed
 from edgepipe.agent.releases import Releases
@@ -120,7 +134,10 @@ def status(session: Session, args: Status) -> Answer:
 
 def put(session: Session, args: Put) -> Answer:
     """Append a piece of a blob."""
-    pieces = coding.unpack(args.coding, session.payload, max(0, args.size - args.offset))
+    most = max(0, args.size - args.offset)
+    pieces = coding.unpack(args.coding, session.payload, delta.MOST_INSTRUCTIONS if args.base else most)
+    if args.base:
+        pieces = delta.rebuild(session.store.blob(args.base), pieces, most)
     have, complete = session.store.put(args.sha256, args.size, args.offset, pieces)
     return Answer({"have": have, "complete": complete})
 

@@ -32,9 +32,14 @@ def command(
 
 
 def _cache(limit: str, *, as_json: bool, quiet: bool) -> None:
-    from edgepipe import cache
+    from dataclasses import replace
 
-    result = cache.Cache().trim(cache.size(limit, "--limit") if limit else cache.limit())
+    from edgepipe import cache
+    from edgepipe.link import _sent
+
+    most = cache.size(limit, "--limit") if limit else cache.limit()
+    result = cache.Cache().trim(most)
+    result = replace(result, freed_bytes=result.freed_bytes + _sent.trim(max(0, most - result.left_bytes)))
     if as_json:
         options.emit({"schema": "edgepipe.gc/1", "target": None, **options.plain(result)})
     elif not quiet:

@@ -15,7 +15,7 @@ class Packer:
     """Packs pieces of blobs in one of the codings the board ``knows``; ``limit`` caps the bytes per second sent."""
 
     def __init__(self, knows: list[str], limit: float = 0.0) -> None:
-        self.coding, self._pack = _packer(knows)
+        self.coding, self._pack = packer(knows)
         self.sent = 0
         self._limit = limit
         self._began = time.monotonic()
@@ -47,9 +47,10 @@ class Packer:
         return max(1.0, self.sent / max(1e-6, time.monotonic() - self._began))
 
 
-def _packer(knows: list[str]) -> tuple[str, Callable[[bytes], bytes]]:
+def packer(knows: list[str], *, best: bool = False) -> tuple[str, Callable[[bytes], bytes]]:
+    """The coding to use with a board that ``knows`` these (empty: none), and its function; ``best`` takes its time."""
     if "zstd" in knows:
         import zstandard
 
-        return "zstd", zstandard.ZstdCompressor(level=3).compress
-    return ("zlib" if "zlib" in knows else ""), lambda piece: zlib.compress(piece, 1)
+        return "zstd", zstandard.ZstdCompressor(level=12 if best else 3).compress
+    return ("zlib" if "zlib" in knows else ""), lambda piece: zlib.compress(piece, 9 if best else 1)

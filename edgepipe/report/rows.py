@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgepipe.record import Accuracy, Bound, Energy, Measurement, OpProfile, Payoff, Report, Step, Sustained
-from edgepipe.schema import Board, Power
+from edgepipe.schema import Board, Power, Release
 
 DASH = "\N{EN DASH}"
 ON_BOARD = "on the board"
@@ -362,12 +362,21 @@ def provenance(report: Report) -> list[tuple[str, str]]:
         ("weights", f"sha256 {report.model.sha256 or DASH}"),
         ("file", f"{artifact.path}, {artifact.bytes:,} bytes, {artifact.bytes_gzip:,} gzipped"),
         ("file's hash", f"sha256 {artifact.sha256}"),
-        ("release", f"{release.id}, {release.bytes_sent:,} bytes sent" if release else "not activated"),
+        ("release", _sent(release) if release else "not activated"),
         ("runtime", f"{board.runtime or DASH} {board.runtime_version}"),
         ("board", f"{facts(board)}, kernel {board.kernel}, governor {board.governor or 'not known'}"),
         ("versions", versions or DASH),
     ]
     return [(name, plain(text)) for name, text in found]
+
+
+def _sent(release: Release) -> str:
+    """What the board took, and which of it went as a delta."""
+    told = [
+        f"; {one.bytes:,} of them as {one.bytes_wire:,}: delta against {one.base[:12]}, {one.bytes_saved:,} saved"
+        for one in release.deltas
+    ]
+    return f"{release.id}, {release.bytes_sent:,} bytes sent{''.join(told)}"
 
 
 def interval(run: Measurement | None, percentile: str) -> str:
