@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import typing
-from typing import Any, Dict, Type, TypeVar
+from typing import Any, Dict, Tuple, Type, TypeVar
 
 from edgepipe.errors import IntegrityError
 
@@ -20,9 +20,32 @@ MAX_DEPTH = 8  # of free-form values: deeper nesting is an attack, not a paramet
 
 def to_dict(value: Any) -> Any:
     """Turn a dataclass (or a list or dict of them) into plain JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return value
+    return _object(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+_SIMPLE = frozenset({int, float, str, bool, type(None)})
+_NAMES: Dict[type, Tuple[str, ...]] = {}
+
+
+def _object(value: Any) -> Dict[str, Any]:
+    """As `dataclasses.asdict`, which looks the fields up anew each time: a planner writes reports by the thousand."""
+    kind = type(value)
+    if kind not in _NAMES:
+        _NAMES[kind] = tuple(each.name for each in dataclasses.fields(kind))
+    found = {}
+    for name in _NAMES[kind]:
+        inner = getattr(value, name)
+        found[name] = inner if type(inner) in _SIMPLE else _inner(inner)
+    return found
+
+
+def _inner(value: Any) -> Any:
+    """A value inside of a dataclass: containers are copied, so that no two results share one."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([item if type(item) in _SIMPLE else _inner(item) for item in value])
+    if isinstance(value, dict):
+        return {key: item if type(item) in _SIMPLE else _inner(item) for key, item in value.items()}
+    return to_dict(value)
 
 
 def canonical(value: Any) -> bytes:
@@ -94,6 +117,9 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     """Check a free-form JSON value: finite numbers, bounded depth."""
     if depth > MAX_DEPTH:
         raise IntegrityError("nested too deeply", where)
+    kind = type(value)
+    if kind is str or kind is int:
+        return value
     if isinstance(value, float) and not math.isfinite(value):
         raise IntegrityError("expected a finite number", where)
     if isinstance(value, dict):

@@ -123,7 +123,7 @@ class Journal:
         """Yield every record of a kind (default: all), oldest first, each checked against its sum."""
         with self._open(fcntl.LOCK_SH) as handle:
             data = _read(handle, 0) if handle is not None else b""
-        for start, length, record in _lines(data):
+        for start, length, record in _lines(data, kind=kind):
             if record is None:
                 self._damaged(start, length, torn=start + length == len(data))
             elif kind in ("", record.kind):
@@ -306,14 +306,22 @@ def _encode(record: Record) -> bytes:
 
 def _parse(line: bytes) -> Record | None:
     """The record of one whole line (without its newline), or null where it is torn, damaged or foreign."""
-    data = line[len(_HEAD) + _SUM + len(_MIDDLE) : -len(_TAIL)]
-    expected = _HEAD + hashlib.sha256(data).hexdigest()[:_SUM].encode() + _MIDDLE + data + _TAIL
-    if line != expected:
+    if not _whole(line):
         return None
     try:
-        return codec.from_dict(Record, json.loads(data))
+        return codec.from_dict(Record, json.loads(_content(line)))
     except (EdgepipeError, ValueError, RecursionError):
         return None
+
+
+def _content(line: bytes) -> bytes:
+    return line[len(_HEAD) + _SUM + len(_MIDDLE) : -len(_TAIL)]
+
+
+def _whole(line: bytes) -> bool:
+    """Whether a line's sum is right."""
+    data = _content(line)
+    return line == _HEAD + hashlib.sha256(data).hexdigest()[:_SUM].encode() + _MIDDLE + data + _TAIL
 
 
 def _put(handle: int, line: bytes, end: int) -> None:
@@ -328,10 +336,14 @@ def _put(handle: int, line: bytes, end: int) -> None:
         raise
 
 
-def _lines(data: bytes, start: int = 0) -> Iterator[tuple[int, int, Record | None]]:
-    """Place, length and record of each line; the record is null where the line is damaged."""
+def _lines(data: bytes, start: int = 0, kind: str = "") -> Iterator[tuple[int, int, Record | None]]:
+    """Place, length and record of each line; the record is null where the line is damaged.
+
+    With a ``kind``, whole lines that can't be of it are left out: the bytes tell, without reading their values.
+    """
+    mark = json.dumps({"kind": kind}, separators=(",", ":"), ensure_ascii=False)[1:-1].encode() if kind else b""
     for line in data.split(b"\n"):
-        if line:
+        if line and (mark in line or not _whole(line)):
             yield start, len(line), _parse(line)
         start += len(line) + 1
 

@@ -67,11 +67,11 @@ class Schedule:
         self._for_uplink: defaultdict[str, deque[Lane]] = defaultdict(deque)
         self._pending: list[Report] = []
         self._shared: dict[int, Any] = {}
-        self._times: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._times: defaultdict[tuple[str, str], tuple[int, float]] = defaultdict(lambda: (0, 0.0))
         self._known: dict[str, str] = {}
         self._unreached: defaultdict[str, set[str]] = defaultdict(set)
         self._running: set[str] = set()
-        self._began = self._last_good = time.monotonic()
+        self._began = self._last_good = self._looked = time.monotonic()
         self._open = 0
         self._count = itertools.count()
         for lane in self.lanes.values():
@@ -191,7 +191,8 @@ class Schedule:
         error = future.exception()
         if error is not None:
             return self._failed(lane, step, error)
-        self._times[step, lane.doing].append(time.monotonic() - lane.since)
+        count, longest = self._times[step, lane.doing]
+        self._times[step, lane.doing] = count + 1, max(longest, time.monotonic() - lane.since)
         lane.kept, lane.busy_since = [], 0.0
         if step == "leave":
             self._close(lane, "done")
@@ -294,18 +295,21 @@ class Schedule:
     # Boards that hold everybody up
 
     def _look_round(self) -> None:
-        """Give up on steps that hang, and at the end on boards that keep failing."""
+        """Give up on steps that hang, and at the end on boards that keep failing; not after each event, but by time."""
         now, patience = time.monotonic(), self.limits.patience
+        if now < self._looked + _TICK / 4:
+            return
+        self._looked = now
         for name in list(self._running):
             lane = self.lanes[name]
-            others = self._times.get((lane.state, lane.doing), [])
-            limit = max(patience.stall, _SLOWER * max(others)) if len(others) >= _ENOUGH else None
+            others, longest = self._times[lane.state, lane.doing]
+            limit = max(patience.stall, _SLOWER * longest) if others >= _ENOUGH else None
             if limit is not None and now - lane.since > limit:
                 self._abandon(lane)
-                took = f"{now - lane.since:.1f} s to {lane.state}; others took {max(others):.1f} s at most"
+                took = f"{now - lane.since:.1f} s to {lane.state}; others took {longest:.1f} s at most"
                 self._fault(lane, f"no answer for {took}")
-        left = [lane for lane in self.lanes.values() if not lane.ended] if self._open < len(self.lanes) else []
-        if left and all(lane.breaker.total for lane in left):
+        if self._open < len(self.lanes) and all(lane.ended or lane.breaker.total for lane in self.lanes.values()):
+            left = [lane for lane in self.lanes.values() if not lane.ended]
             until = self._last_good + max(patience.grace, 0.1 * (self._last_good - self._began))
             for lane in left if now > until else []:
                 if lane.name in self._running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import random
@@ -399,3 +400,13 @@ def test_power_and_energy_are_shown_with_all_they_stand_on():
     run = measurement.conclude(power_kit.run(idle=0.0), Plan(), RunOptions())
     assert dict(measurement_facts(run))["energy"].endswith("(no net figure: idle power was not measured)")
     assert "not known at rest" in dict(measurement_facts(run))["power"]
+
+
+def test_a_report_becomes_the_same_json_as_by_asdict_and_shares_no_container_with_it():
+    one = report()
+    found = codec.to_dict(one)
+    assert found == dataclasses.asdict(one)
+    found["steps"].clear()
+    found["versions"]["python"] = "none"
+    assert codec.to_dict(one) == dataclasses.asdict(one)
+    assert "python" not in one.versions

@@ -8,6 +8,7 @@ A runtime file has ``FORMATS`` (formats it runs), ``PACKAGES`` (distributions, t
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from typing import Any, Callable, Dict, List, Protocol, Tuple
@@ -35,8 +36,9 @@ class Session(Protocol):
         """Free what the runtime holds."""
 
 
+@functools.lru_cache(maxsize=None)
 def names() -> Tuple[str, ...]:
-    """Names of all runtimes, sorted."""
+    """Names of all runtimes, sorted. The folder is listed once: a fleet's planner asks for each trial."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
