@@ -33,7 +33,7 @@ lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budget
 	$(BIN)/python scripts/budgets.py
 
 bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, latency, statistics, turns, compression, fleet or peers
-	@scripts/ensure-sshd
+	@scripts/ensure-sshd rsync
 	$(BIN)/python -m tests.bench $(PART)
 
 bench-fleet: $(STAMP) ## what planning a fleet costs for each trial, and how it grows; BOARDS=10000 takes minutes

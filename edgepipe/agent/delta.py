@@ -94,7 +94,7 @@ def _run(handle: int, data: bytes, step: _Step) -> Iterator[bytes]:
             yield given
             continue
         found = _read(handle, count, step.offset + done)
-        yield found if step.kind == COPY else _xor(found, given)
+        yield found if step.kind == COPY else xor(found, given)
 
 
 def _read(handle: int, count: int, offset: int) -> bytes:
@@ -112,6 +112,6 @@ def _unreadable(error: OSError) -> IntegrityError:
     return IntegrityError(f"the base can't be read: {error.strerror}", "delta")
 
 
-def _xor(one: bytes, other: bytes) -> bytes:
-    # As one long number each: the only way of the standard library that does not go byte by byte.
+def xor(one: bytes, other: bytes) -> bytes:
+    """Two byte strings of one length, combined: as one long number each, the standard library's only quick way."""
     return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).to_bytes(len(one), "big")

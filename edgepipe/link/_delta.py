@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from edgepipe.agent.delta import COPY, HEAD, INSERT, MOST_INSTRUCTIONS, MOST_OUTPUT, XOR
+from edgepipe.agent.delta import COPY, HEAD, INSERT, MOST_INSTRUCTIONS, MOST_OUTPUT, XOR, xor
 from edgepipe.errors import DeadlineError, EdgepipeError, LinkError
 from edgepipe.link import _sent
 from edgepipe.link._packing import packer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 LEAST, MOST = 1 << 16, 1 << 28  # bytes of a file: smaller is not worth a question, larger not worth the memory
 WORTH = 0.5
 _WINDOW = 1 << 18
-_SAMPLES, _SAMPLE, _NEAR = 16, 4096, 1 << 20
+_SAMPLES, _SAMPLE, _NEAR = 16, 4096, 1 << 16
 
 
 class Piece(NamedTuple):
@@ -69,19 +70,20 @@ def plan(source: Path | bytes, ref: FileRef, releases: list[Manifest], codings: 
     Raises:
         OSError: the file can't be read.
     """
-    import numpy as np
-
     if not LEAST <= ref.bytes <= MOST:
         return None
     for base in dict.fromkeys(bases(ref, releases)):
         kept = _sent.find(base)
         if not kept or not LEAST <= kept.stat().st_size <= MOST:
             continue
-        text = kept.read_bytes()
-        old = np.frombuffer(text, np.uint8)
-        new = np.frombuffer(source if isinstance(source, bytes) else source.read_bytes(), np.uint8)
-        if len(new) == ref.bytes and _promising(text, old, new) and hashlib.sha256(text).hexdigest() == base:
-            made = Plan(base, list(_pieces(old, new, codings)), _whole(new, codings))
+        with kept.open("rb") as old_file, _opened(source) as new_file:
+            if not _promising(old_file, new_file):
+                continue
+            import numpy as np
+
+            old, new = (np.frombuffer(_whole_of(file), np.uint8) for file in (old_file, new_file))
+        if len(new) == ref.bytes and hashlib.sha256(old.data).hexdigest() == base:
+            made = Plan(base, list(_pieces(old, new, codings)), _packed_whole(new, codings))
             if made.wire < WORTH * made.whole:
                 return made
     return None
@@ -104,26 +106,39 @@ def releases_of(client: Any, names: list[str | None]) -> list[Manifest]:
     return found
 
 
-def _promising(text: bytes, old: Bytes, new: Bytes) -> bool:
-    """Whether samples of the new file are told shortly by the old one, ``text``; a few ms where there is no hope."""
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _whole_of(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(MOST + 1)
+
+
+def _promising(old: BinaryIO, new: BinaryIO) -> bool:
+    """Whether samples of the new file are told shortly by the old one: few ms and bytes read where there is no hope."""
     plain = told = 0
+    size, before = new.seek(0, io.SEEK_END), old.seek(0, io.SEEK_END)
     for number in range(_SAMPLES):
-        at = (len(new) - _SAMPLE) * number // (_SAMPLES - 1)
-        sample = new[at : at + _SAMPLE]
-        alone = len(zlib.compress(sample.data, 1))
-        shifts = [0, len(old) - len(new)]
-        spot = text.find(sample[:48].tobytes(), max(0, at - _NEAR), at + _NEAR)
-        shifts += [spot - at] if spot >= 0 else []
-        others = [
-            len(zlib.compress((sample ^ old[at + shift : at + shift + _SAMPLE]).data, 1))
-            for shift in set(shifts)
-            if 0 <= at + shift <= len(old) - _SAMPLE
-        ]
+        at = (size - _SAMPLE) * number // (_SAMPLES - 1)
+        sample = _part(new, at, at + _SAMPLE)
+        low = max(0, at - _NEAR)
+        near = _part(old, low, at + _NEAR)
+        spot = near.find(sample[:48])
+        places = {at, at + before - size} | ({low + spot} if spot >= 0 else set())
+        shown = [_part(old, place, place + _SAMPLE) for place in places if place >= 0]
+        alone = len(zlib.compress(sample, 1))
+        others = [len(zlib.compress(xor(sample, one), 1)) for one in shown if len(one) == len(sample)]
         plain, told = plain + alone, told + min([alone, *others])
     return told < WORTH * plain
 
 
-def _whole(new: Bytes, codings: list[str]) -> int:
+def _part(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
+
+
+def _packed_whole(new: Bytes, codings: list[str]) -> int:
     coding, pack = packer(codings)
     if not coding:
         return len(new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -98,8 +99,7 @@ def push(client: Client, files: list[Source], progress: Progress) -> int:
                 if failures:
                     client.reconnect()
                 work.attempt()
-                work.keep()
-                return work.taken
+                return work.finished()
             except (HostKeyError, Refused):
                 raise
             except IntegrityError:
@@ -128,6 +128,7 @@ class _Push:
         self._start: int | None = None
         self._resumed = False
         self._plans: dict[str, _delta.Plan] | None = None
+        self._keeper: threading.Thread | None = None
         self._packer = Packer(client.hello().codings, client.rate_limit)
         self._began = time.monotonic()
 
@@ -137,12 +138,24 @@ class _Push:
         self._resumed |= used  # what came of one may be wrong, and is known to be only at its end
         return used
 
-    def keep(self) -> None:
-        """Keep copies of what the board has now, for the next version to be told against."""
+    def finished(self) -> int:
+        """Note what went as a delta; returns the bytes taken."""
         self._client.deltas += [plan.said(sha256) for sha256, plan in (self._plans or {}).items()]
-        for blob in self._blobs:
-            if blob.keepable and isinstance(blob.source, Path):
-                _sent.keep(blob.source, blob.sha256)
+        if self._keeper:
+            self._keeper.join()
+        return self.taken
+
+    def _keep(self) -> None:
+        """Keep copies, for the next version to be told against, while the link is busy."""
+        kept = [(one.source, one.sha256) for one in self._blobs if one.keepable and isinstance(one.source, Path)]
+
+        def keep() -> None:
+            for source, sha256 in kept:
+                _sent.keep(source, sha256)
+
+        if kept:
+            self._keeper = threading.Thread(target=keep, name="keep", daemon=True)
+            self._keeper.start()
 
     def forget_resumed(self) -> bool:
         """Whether any blob was begun by an earlier run; only once."""
@@ -163,6 +176,7 @@ class _Push:
         missing = [blob for blob in self._blobs if self._have[blob.sha256] < blob.size or not blob.size]
         if self._plans is None:
             self._plans = self._planned(missing)
+            self._keep()
         if missing:
             self._client.guarded(lambda channel: self._send(channel, missing))
 

@@ -177,7 +177,7 @@ def start(tmp_path, pyz):
     """Start agents; all of them and their children are gone after the test."""
     started = []
 
-    def begin(root=None, python=sys.executable, command=None, **more):
+    def begin(root=None, python=sys.executable, command=None, pyz=pyz, **more):
         agent = Agent(command or [str(python), str(pyz)], root or tmp_path / "root", tmp_path, **more)
         started.append(agent)
         return agent

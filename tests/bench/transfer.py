@@ -1,13 +1,20 @@
-"""What the link costs: a push against `sftp`, a deploy against `rsync -a`, a warm one against `ssh host true`."""
+"""What the link costs: a push against `sftp`, a deploy against `rsync -a`, a warm one against `ssh host true`.
+
+And what a new version of a file costs against the whole, with what rsync's own delta takes beside it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 from edgepipe import bench, board, export, model, targets
 from edgepipe.artifact import ExportOptions
@@ -29,7 +36,8 @@ def figures(folder: Path) -> list[Figure]:
         ssh = _options(server, folder)
         # Both sides use this one server: starting it is no part of what is compared.
         loopback.open_link = lambda endpoint: _link(server, endpoint)  # type: ignore[assignment,return-value]
-        return [_push(server, ssh, folder), _warm(server, ssh), *_against_rsync(server, ssh, folder)]
+        found = [_push(server, ssh, folder), _warm(server, ssh), *_against_rsync(server, ssh, folder)]
+        return [*found, *_deltas(server, ssh, folder)]
 
 
 def _link(server: Sshd, endpoint: Endpoint) -> SshLink:
@@ -119,11 +127,7 @@ def _against_rsync(server: Sshd, ssh: list[str], folder: Path) -> list[Figure]:
 
     def fresh() -> Manifest:
         """A release nobody has: one file of noise."""
-        content = os.urandom(SIZE)
-        (source / "model.json").write_bytes(content)
-        ref = FileRef("model.json", hashlib.sha256(content).hexdigest(), SIZE)
-        artifact = Artifact("null", "model.json", SIZE, 0, ref.sha256, [ref], [], [], Preprocessing())
-        return Manifest("noise", artifact, "null")
+        return _release(source, os.urandom(SIZE))
 
     def deploy(manifest: Manifest) -> float:
         os.sync()
@@ -153,3 +157,59 @@ def _against_rsync(server: Sshd, ssh: list[str], folder: Path) -> list[Figure]:
     deploy(last), cold_rsync()
     ours, theirs, ratio = interleaved(lambda: deploy(last), lambda: rsync(flush=False), 3 * ROUNDS)
     return [cold, at_most(names[1], ratio, 1.5, "x", f"({ours * 1e3:.0f} / {theirs * 1e3:.0f} ms)")]
+
+
+def _release(folder: Path, content: bytes) -> Manifest:
+    """A release of one file, written to ``folder``."""
+    (folder / "model.json").write_bytes(content)
+    ref = FileRef("model.json", hashlib.sha256(content).hexdigest(), len(content))
+    artifact = Artifact("null", "model.json", ref.bytes, 0, ref.sha256, [ref], [], [], Preprocessing())
+    return Manifest("noise", artifact, "null")
+
+
+def _deltas(server: Sshd, ssh: list[str], folder: Path) -> list[Figure]:
+    """Bytes on the way for a second version of 20 MB of weights over those of the packed whole; `rsync -az` beside.
+
+    Floats of which the last layer, 1 %, was trained anew; and int8 weights of which 5 %, anywhere, moved by one.
+    """
+    random = np.random.default_rng(0)
+    floats = random.normal(size=SIZE // 10).astype(np.float32)
+    trained = floats.copy()
+    trained[-len(floats) // 100 :] += random.normal(size=len(floats) // 100).astype(np.float32) / 100
+    rounded = np.clip(random.normal(size=SIZE * 4 // 10) * 40, -127, 127).astype(np.int8)
+    moved = rounded.copy()
+    moved[random.random(len(moved)) < 0.05] ^= 1
+    found = []
+    for name, old, new in (("a layer trained anew", floats, trained), ("5 % of int8 weights moved", rounded, moved)):
+        whole, sent = _second(folder, old.tobytes(), new.tobytes())
+        theirs = _rsynced(server, ssh, folder, old.tobytes(), new.tobytes())
+        beside = f"rsync -az {theirs:,}" if theirs else "no rsync on this machine"
+        found.append(at_most(f"delta / whole, {name}", sent / whole, 0.5, "x", f"({sent:,} / {whole:,} B; {beside})"))
+    return found
+
+
+def _second(folder: Path, old: bytes, new: bytes) -> tuple[int, int]:
+    """What the whole of the second version would take, packed, and what was sent of it."""
+    with board.connect(targets.load("loopback"), bench.owner(), Silent()) as client:
+        for content in (old, new):
+            before, manifest = client.bytes_wire, _release(folder, content)
+            client.push([(folder / "model.json", manifest.artifact.files[0])])
+            client.activate(manifest)
+            assert client.get(manifest.artifact.sha256) == content
+        sent = client.bytes_wire - before
+        return sum(one.bytes_wire + one.bytes_saved for one in client.deltas) or sent, sent
+
+
+def _rsynced(server: Sshd, ssh: list[str], folder: Path, old: bytes, new: bytes) -> int:
+    """Bytes both ways of an rsync onto the old version; 0 without rsync."""
+    if not shutil.which("rsync"):
+        return 0
+    source, there = folder / "version", folder / "onto"
+    there.mkdir(exist_ok=True)
+    (there / "version").write_bytes(old)
+    source.write_bytes(new)
+    shell = " ".join(["ssh", "-p", str(server.port), *ssh])
+    command = ["rsync", "-az", "--ignore-times", "--stats", "-e", shell, str(source), f"127.0.0.1:{there}/"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert (there / "version").read_bytes() == new
+    return sum(int(number.replace(",", "")) for number in re.findall(r"Total bytes (?:sent|received): ([\d,]+)", said))

@@ -217,7 +217,7 @@ def test_old_python_and_chatty_shell(board, tmp_path):
 def test_a_damaged_agent_on_the_board_is_sent_again(board):
     target = board.pinned()
     boards.connect(target, "me@test", Silent()).close()
-    (agent,) = (board.server.home / ".edgepipe" / "agent").iterdir()
+    (agent,) = (board.server.home / ".edgepipe" / "agent").glob("*.pyz")
     good = agent.read_bytes()
     agent.write_bytes(b"import os; os.abort()")
     with boards.connect(target, "me@test", Silent()) as client:

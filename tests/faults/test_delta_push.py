@@ -100,7 +100,7 @@ def test_a_delta_that_is_cut_goes_on_where_it_was(board, tmp_path):
     with connected(board) as client:
         send(client, old)
     new = tmp_path / "model.json.new"
-    new.write_bytes(old.read_bytes()[500_000:] + rng.randbytes(SIZE))
+    new.write_bytes(old.read_bytes()[50_000:] + rng.randbytes(SIZE))
     with Proxy(board.server.port, [SIZE // 2]) as proxy:
         pin_same_key(board, proxy)
         with boards.connect(board.target(proxy.port), "me@test", Silent()) as client:
