@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo fleet-demo test lint bench bench-fleet guarantees mutants conformance fuzz lab lab-down lab-test clean
+.PHONY: help demo fleet-demo test lint study-quick bench bench-fleet guarantees mutants conformance fuzz lab lab-down lab-test clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -19,6 +19,9 @@ demo: $(STAMP) ## compress, export, prove, push, measure and report the default 
 fleet-demo: $(STAMP) ## a fleet of loopback boards, some of them sick: BOARDS=20 SICK=2, writes out/fleet-demo/report.html
 	@scripts/ensure-sshd
 	$(BIN)/python scripts/fleet_demo.py
+
+study-quick: $(STAMP) ## the small compression study on this machine, out/study-quick/report.html (about 10 minutes)
+	$(BIN)/edgepipe study studies/quick.toml
 
 test: $(STAMP) ## run the tests (a few minutes)
 	@scripts/ensure-sshd || true

@@ -82,10 +82,10 @@ def _board(found: list[Row], keys: dict[int, str]) -> str:
     warning = caveat(board)
     badge = f'<span class="badge">{escape(warning)}</span>' if warning else ""
     name = f"{board.target} ({board.name})" if board.name else board.target
-    runs = "".join(_run(row, keys[id(row)], unfold=len(keys) <= OPEN) for row in found)
+    runs = "".join(run(row, keys[id(row)], unfold=len(keys) <= OPEN) for row in found)
     return (
         f'<section><h2>{escape(name)}{badge}</h2><p class="soft">{escape(facts(board))}</p>'
-        f'<div class="card scroll">{_summary(found, keys)}</div>{_plots(found)}{_scaling(found)}{runs}</section>'
+        f'<div class="card scroll">{_summary(found, keys)}</div>{plots(found)}{_scaling(found)}{runs}</section>'
     )
 
 
@@ -150,7 +150,7 @@ def _latency(row: Row, percentile: str) -> str:
 # Plots of a board's runs
 
 
-def _plots(found: list[Row]) -> str:
+def plots(found: list[Row]) -> str:
     """Size and latency against accuracy, a pair for each metric and data set that were used."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in found:
@@ -225,7 +225,8 @@ def _legend(formats: list[str], models: list[str], points: list[svg.Point]) -> s
 # One run
 
 
-def _run(row: Row, key: str, *, unfold: bool) -> str:
+def run(row: Row, key: str, *, unfold: bool) -> str:
+    """All that is known of one run, folded: warnings, distribution, steps, accuracy, parity, figures, provenance."""
     report, run = row.report, row.run
     parts = []
     spoken = [warning.text for warning in run.warnings] if run else []

@@ -75,25 +75,32 @@ class Axis:
 
 
 @dataclass
-class _Canvas:
+class Canvas:
+    """What a plot is drawn on: lines, texts and boxes, in pixels."""
+
     parts: list[str] = field(default_factory=list)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+        """A straight line of the style ``kind``."""
         self.parts.append(f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
 
     def text(self, x: float, y: float, text: str, kind: str = "tick", anchor: str = "middle") -> None:
+        """A text, escaped."""
         self.parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
+        """A line through points."""
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self.parts.append(f'<polyline class="{kind}" points="{joined}"/>')
 
     def box(self, x: float, y: float, width: float, height: float, kind: str, title: str = "") -> None:
+        """A rectangle, with a tooltip where it has a title."""
         inner = f"<title>{escape(title)}</title>" if title else ""
         place = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"'
         self.parts.append(f'<rect class="{kind}" {place}>{inner}</rect>')
 
     def done(self, title: str, description: str, height: float = HEIGHT) -> str:
+        """The plot as SVG text."""
         head = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
         label = escape(f"{title}. {description}")
         start = f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {height:g}">'
@@ -111,10 +118,10 @@ def scatter(points: Sequence[Point], title: str, x: tuple[str, Text], y: tuple[s
     A run is beaten where another is at least as small in x and as high in y; only solid points take part. ``x`` and
     ``y`` are the axis' name and how its values read.
     """
-    canvas = _Canvas()
-    across = _axis([v for p in points for v in (p.x, p.low, p.high) if v], LEFT, WIDTH - RIGHT, pad=0.12)
-    up = _axis([p.y for p in points], HEIGHT - BOTTOM, TOP, pad=0.12, log=False)
-    _frame(canvas, across, up, x, y)
+    canvas = Canvas()
+    across = axis_of([v for p in points for v in (p.x, p.low, p.high) if v], LEFT, WIDTH - RIGHT, pad=0.12)
+    up = axis_of([p.y for p in points], HEIGHT - BOTTOM, TOP, pad=0.12, log=False)
+    frame(canvas, across, up, x, y)
     front = pareto(points)
     if len(front) > 1:
         canvas.path([(across.at(p.x), up.at(p.y)) for p in front], "front")
@@ -158,9 +165,9 @@ def marker(x: float, y: float, point: Point, *, front: bool = False, size: float
 def distribution(groups: Sequence[Sequence[float]], marks: Sequence[Mark], title: str) -> str:
     """Draw latencies in ms: a histogram of all, below it the share reached by each process, percentiles marked."""
     values = sorted(value for group in groups for value in group)
-    axis = _axis([values[0], values[-1]], LEFT, WIDTH - RIGHT, pad=0.03)
+    axis = axis_of([values[0], values[-1]], LEFT, WIDTH - RIGHT, pad=0.03)
     middle, floor = 168.0, float(HEIGHT - BOTTOM)
-    canvas = _Canvas()
+    canvas = Canvas()
     _histogram(canvas, values, axis, middle)
     up = Axis(0, 1, floor, middle + 14)
     for tick in (0, 0.5, 1):
@@ -181,17 +188,18 @@ def distribution(groups: Sequence[Sequence[float]], marks: Sequence[Mark], title
 
 def bars(items: Sequence[tuple[str, float, str]], title: str) -> str:
     """Draw one bar for each (name, value, text), all from zero."""
-    canvas, row, left = _Canvas(), 34, 132
+    canvas, row, left = Canvas(), 34, 132
     most = max((value for _, value, _ in items), default=0) or 1
     for at, (name, value, text) in enumerate(items):
         y, width = at * row + 6, (WIDTH - left - 170) * value / most
-        canvas.text(left - 10, y + 15, _cut(name, 19), "label", "end")
+        canvas.text(left - 10, y + 15, cut(name, 19), "label", "end")
         canvas.box(left, y, max(width, 2), 20, "bar s0" if at == len(items) - 1 else "bar", f"{name}: {text}")
         canvas.text(left + max(width, 2) + 8, y + 15, text, "tick", "start")
     return canvas.done(title, "; ".join(f"{name}: {text}" for name, _, text in items), len(items) * row + 6)
 
 
-def _axis(values: Sequence[float], start: float, end: float, *, pad: float, log: bool | None = None) -> Axis:
+def axis_of(values: Sequence[float], start: float, end: float, *, pad: float, log: bool | None = None) -> Axis:
+    """An axis with room for all values; logarithmic where they lie far apart, unless ``log`` says so."""
     low, high = min(values), max(values)
     log = low > 0 and high / low >= _LOG_FROM if log is None else log
     if log:
@@ -208,7 +216,8 @@ def _linear_ticks(low: float, high: float) -> list[float]:
     return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _frame(canvas: _Canvas, across: Axis, up: Axis, x: tuple[str, Text], y: tuple[str, Text]) -> None:
+def frame(canvas: Canvas, across: Axis, up: Axis, x: tuple[str, Text], y: tuple[str, Text]) -> None:
+    """The grid, the ticks and the names of both axes."""
     for tick in up.ticks():
         canvas.line(LEFT, up.at(tick), WIDTH - RIGHT, up.at(tick), "grid")
         canvas.text(LEFT - 8, up.at(tick) + 4, y[1](tick), anchor="end")
@@ -220,11 +229,11 @@ def _frame(canvas: _Canvas, across: Axis, up: Axis, x: tuple[str, Text], y: tupl
     canvas.text(LEFT - 8, TOP - 4, y[0], "name", "end")
 
 
-def _labels(canvas: _Canvas, points: Sequence[Point], places: Sequence[tuple[float, float]]) -> None:
+def _labels(canvas: Canvas, points: Sequence[Point], places: Sequence[tuple[float, float]]) -> None:
     """Name each point where there is room: right, left, above, below. One without room keeps its tooltip alone."""
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
     for point, (x, y) in zip(points, places, strict=True):
-        text = _cut(point.label, 22)
+        text = cut(point.label, 22)
         width = len(text) * _LETTER
         choices = (
             (x + 10, y + 4, "start", x + 10),
@@ -245,7 +254,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _histogram(canvas: _Canvas, values: Sequence[float], axis: Axis, floor: float) -> None:
+def _histogram(canvas: Canvas, values: Sequence[float], axis: Axis, floor: float) -> None:
     step = (axis.end - axis.start) / BINS
     counts = [0] * BINS
     for value in values:
@@ -268,7 +277,7 @@ def _steps(ordered: Sequence[float], axis: Axis, up: Axis) -> list[tuple[float, 
     return found
 
 
-def _percentile(canvas: _Canvas, mark: Mark, axis: Axis, y: float, floor: float) -> None:
+def _percentile(canvas: Canvas, mark: Mark, axis: Axis, y: float, floor: float) -> None:
     """A line at the percentile, from a row of its own with its name and its interval."""
     x, ends = axis.at(mark.value), [axis.at(end) for end in (mark.low, mark.high) if end is not None]
     canvas.line(x, y, x, floor, "mark")
@@ -281,6 +290,7 @@ def _percentile(canvas: _Canvas, mark: Mark, axis: Axis, y: float, floor: float)
         canvas.text(min([x, *ends]) - 7, y + 4, mark.name, "label", "end")
 
 
-def _cut(text: str, length: int) -> str:
+def cut(text: str, length: int) -> str:
+    """The text, or as much of it as has room, with an ellipsis."""
     text = plain(text)
     return text if len(text) <= length else f"{text[: length - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgepipe.record import Accuracy, Comparison, OpProfile, Payoff, Report, Rung, Step
 from edgepipe.report.rows import (
@@ -122,6 +122,27 @@ def show_report(report: Report, console: Console) -> None:
     console.print(_pairs("provenance", provenance(report)))
     _tell_failure(row, console)
     _tell_warnings([row], console)
+
+
+def show_studies(document: dict[str, Any], console: Console) -> None:
+    """Print what changed from one study to the next, cell by cell, and which cells came or went."""
+    table = _table("cell", "bytes", "metric", "time", "[95 %]", "", numbers=(1, 2, 3, 4))
+    for cell in document["cells"]:
+        ratio, change = cell["p50_ratio"], cell["accuracy_change"]
+        name = " ".join(cell[key] for key in ("model", "recipe", "format", "target"))
+        known = ratio["low"] is not None and ratio["high"] is not None
+        ends = f"[{ratio['low']:.3f}{DASH}{ratio['high']:.3f}]" if known else ""
+        same = cell["status_a"] == cell["status_b"]
+        word = cell["verdict"] if same else f"{cell['status_a']}, now {cell['status_b']}"
+        size_ratio = DASH if cell["bytes_ratio"] is None else f"{cell['bytes_ratio']:.3f}x"
+        time = DASH if ratio["value"] is None else f"{ratio['value']:.3f}x"
+        moved = DASH if change is None else f"{change:+.4f}"
+        other = "" if cell["same_board"] else " (another board or runtime)"
+        table.add_row(*map(_text, (name, size_ratio, moved, time, ends, word + other)))
+    console.print(table)
+    for key, word in (("only_in_a", "gone"), ("only_in_b", "new")):
+        for cell in document[key]:
+            console.print(_text(f"{word}: {' '.join(cell.values())}", "dim"))
 
 
 def show_comparison(found: Comparison, console: Console) -> None:
