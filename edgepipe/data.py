@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgepipe import plugins
 from edgepipe.cache import hash_file
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.idx import read_idx
 from edgepipe.schema import Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
 NPZ_LIMIT = 8 << 30
-IDX_LIMIT = 1 << 30
-_IDX_IMAGES, _IDX_LABELS = 2051, 2049  # magic numbers of the MNIST file format (LeCun, Cortes, Burges 1998)
 _WITHOUT = "use a recipe that needs no data: none, fp16 or dynamic"
 
 
@@ -114,6 +112,8 @@ class _Model(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def task(self) -> str: ...
     @property
     def data(self) -> DataPaths | None: ...
     @property
@@ -295,7 +295,9 @@ def check(dataset: Dataset, model: _Model, where: str) -> Dataset:
     """
     import numpy as np
 
-    inputs, labels = dataset.inputs, dataset.labels
+    from edgepipe.agent.preprocess import prepare
+
+    inputs, task = dataset.inputs, plugins.task(model.task)
     fix = "make the data set again"
     if inputs.dtype.kind not in "uif" or inputs.ndim < 1:
         raise IntegrityError(f"inputs are {inputs.dtype} of shape {list(inputs.shape)}, not numbers", where, fix)
@@ -309,8 +311,12 @@ def check(dataset: Dataset, model: _Model, where: str) -> Dataset:
         raise IntegrityError(what, where, fix)
     if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
         raise IntegrityError("inputs hold NaN or infinity", where, fix)
-    if labels is not None:
-        _check_labels(labels, len(inputs), len(model.labels), where, fix)
+    if getattr(task, "WANTS_INPUT", False):
+        dataset = replace(dataset, labels=prepare(inputs, model.preprocessing, dataset.layout))
+    if dataset.labels is not None:
+        wrong = getattr(task, "wrong_labels", _wrong_labels)(dataset.labels, len(inputs), len(model.labels))
+        if wrong:
+            raise IntegrityError(wrong, where, fix)
     return dataset
 
 
@@ -329,13 +335,14 @@ def _fits(shape: list[int], expected: list[int]) -> bool:
     return len(shape) == len(expected) and all(want in (-1, have) for have, want in pairs)
 
 
-def _check_labels(labels: np.ndarray[Any, Any], samples: int, classes: int, where: str, fix: str) -> None:
+def _wrong_labels(labels: np.ndarray[Any, Any], samples: int, classes: int) -> str:
+    """What is wrong with class labels; empty where nothing is. A task whose labels are others has its own."""
     if labels.shape != (samples,) or labels.dtype.kind not in "ui":
-        what = f"labels are {labels.dtype} of shape {list(labels.shape)}, not one integer for each of {samples} samples"
-        raise IntegrityError(what, where, fix)
+        return f"labels are {labels.dtype} of shape {list(labels.shape)}, not one integer for each of {samples} samples"
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes and high >= classes):
-        raise IntegrityError(f"labels go from {low} to {high}; the model has {classes} classes", where, fix)
+        return f"labels go from {low} to {high}; the model has {classes} classes"
+    return ""
 
 
 def _shipped(model: _Model, path: Path, name: str) -> Dataset:
@@ -343,8 +350,31 @@ def _shipped(model: _Model, path: Path, name: str) -> Dataset:
     if "inputs" not in arrays:
         raise IntegrityError("the data file has no array named inputs", str(path), "name the arrays inputs and labels")
     layout = model.data.layout if model.data else ""
-    dataset = Dataset(name, arrays["inputs"], arrays.get("labels"), layout, hash_file(path))
+    more = _more(arrays, model, str(path))
+    dataset = Dataset(name, arrays["inputs"], arrays.get("labels"), layout, hash_file(path), more)
     return check(dataset, model, str(path))
+
+
+def _more(arrays: dict[str, np.ndarray[Any, Any]], model: _Model, where: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays for the inputs after the first, by name, in the inputs' types.
+
+    Raises:
+        IntegrityError: one is missing, or has other samples or another shape.
+    """
+    import numpy as np
+
+    found = {}
+    for spec in model.inputs[1:]:
+        values = arrays.get(spec.name)
+        if values is None:
+            raise IntegrityError(f"the data file has no array for the input {spec.name}", where, "add it")
+        if len(values) != len(arrays["inputs"]) or not _fits(list(values.shape[1:]), spec.shape[1:]):
+            what = f"{spec.name} has shape {list(values.shape)} for {len(arrays['inputs'])} samples of {spec.shape[1:]}"
+            raise IntegrityError(what, where, "make the data set again")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise IntegrityError(f"{spec.name} holds NaN or infinity", where, "make the data set again")
+        found[spec.name] = values.astype(spec.dtype)
+    return found
 
 
 def _full(model: _Model, pair: IdxPair) -> Dataset:
@@ -358,30 +388,3 @@ def _full(model: _Model, pair: IdxPair) -> Dataset:
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     dataset = Dataset(f"full, {len(images)} images", images, labels.astype("int64"), layout, digest)
     return check(dataset, model, str(pair.images))
-
-
-def read_idx(path: Path, limit: int | None = None) -> np.ndarray[Any, Any]:
-    """Read an IDX file of unsigned bytes (gzip or plain), at most ``limit`` items of it.
-
-    Raises:
-        IntegrityError: not such a file, truncated, or more than 1 GiB would have to be read.
-    """
-    import numpy as np
-
-    fix = "install the data set again"
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            (magic,) = struct.unpack(">I", file.read(4))
-            if magic not in (_IDX_IMAGES, _IDX_LABELS):
-                raise IntegrityError(f"not an IDX file of bytes (magic number {magic})", str(path), fix)
-            shape = list(struct.unpack(f">{magic & 255}I", file.read(4 * (magic & 255))))
-            shape[0] = min(shape[0], limit) if limit else shape[0]
-            count = int(np.prod(shape, dtype=np.uint64))
-            if count > IDX_LIMIT:
-                raise IntegrityError(f"the data set has {count} bytes", str(path), fix)
-            content = file.read(count)
-    except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise IntegrityError(f"the data file can't be read: {error}", str(path), fix) from None
-    if len(content) != count:
-        raise IntegrityError(f"the data file ends early: {len(content)} of {count} bytes", str(path), fix)
-    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgepipe import artifact, data, mixed, plugins, recipe, stats
+from edgepipe import artifact, data, mixed, plugins, recipe, scores, stats
 from edgepipe.artifact import ExportOptions, Output
 from edgepipe.cache import Cache
 from edgepipe.errors import GateError, UsageError
@@ -86,6 +86,9 @@ def check(model: Model, text: str, format_names: Iterable[str], options: ExportO
             raise UsageError(what, f"recipe {parsed}", "start from model.py and .safetensors, or leave the step out")
         for action in plan.network:
             _check_training(model, action)
+            if len(model.inputs) > 1 and action.needs:
+                what = f"{action.text} reads data for one input; {model.name} has {len(model.inputs)}"
+                raise UsageError(what, f"recipe {parsed}", "leave the step out")
             if model.given and action.needs:
                 what = f"{action.text} changes the network and reads the data that model.toml names"
                 raise UsageError(what, "--calibration", "name the data there, in [data], or leave the step out")
@@ -224,10 +227,6 @@ def _check_data(model: Model, text: str, format_name: str) -> None:
     )
     if not data.calibrates(model):
         raise UsageError(f"{text} needs calibration data, and {model.name} has none", f"recipe {text}", fix)
-    if len(model.inputs) != 1 and not model.given:
-        raise UsageError(
-            f"calibration works for one input; {model.name} has {len(model.inputs)}", f"recipe {text}", fix
-        )
 
 
 class _Walk:
@@ -293,13 +292,18 @@ class _Walk:
     def _gate(self, action: Action) -> None:
         """Hold the step just done against the plain export."""
         first, last = self.steps[0].accuracy, self.steps[-1].accuracy
-        if self.max_drop is None or first is None or last is None or stats.within(first - last, self.max_drop):
+        if self.max_drop is None or first is None or last is None:
+            return
+        task = plugins.task(self.stages.model.task)
+        drop, unit = scores.lost(first, last, task), scores.unit(task)
+        if stats.within(drop, self.max_drop):
             return
         after = [*self.plan.network, *self.plan.file][len(self.steps) - 1 :]
         if after and getattr(after[0].module, "REPAIRS", False):
             return
         source = self.stages.model
-        what = f"{source.metric or 'agreement'} fell by {first - last:.2%} at {action.text} ({first:.2%} -> {last:.2%})"
+        values = f"{scores.said(first, unit)} -> {scores.said(last, unit)}"
+        what = f"{source.metric or 'agreement'} {scores.verb(task)} by {drop:.2%} at {action.text} ({values})"
         fix = "a gentler setting, distill after it, mixed for int8, or a larger --max-drop"
         where = f"{source.name} {self.plan.recipe} {self.stages.format}, step {action.text}"
         raise GateError(f"{what}, more than the {self.max_drop:.2%} allowed; nothing was activated", where, fix)

@@ -24,7 +24,10 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
 @dataclass(frozen=True)
 class Card:
-    """What ``model.toml`` says. Shapes are of one sample: without the batch. A file without a card has an empty one."""
+    """What ``model.toml`` says. Shapes are of one sample: without the batch. A file without a card has an empty one.
+
+    ``features`` names the model whose last layer's input a task compares images by.
+    """
 
     name: str
     task: str = "null"
@@ -39,6 +42,7 @@ class Card:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     metric: str = ""
     floor: float = 0.0
+    features: str = ""
     data: DataPaths | None = None
 
 
@@ -92,6 +96,7 @@ class Model:
     ref: str = ""
     input_shape: Shapes | None = None
     given: Given | None = None
+    features: str = ""
 
 
 def listing() -> list[str]:
@@ -222,6 +227,7 @@ def _model(card: Card, folder: Path, weights: Path | None, loaded: Loaded) -> Mo
         floor=card.floor or None,
         facts=facts,
         identity=loaded.identity,
+        features=card.features,
     )
 
 

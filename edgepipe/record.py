@@ -141,7 +141,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The task's metric on each rung, all on the same ``samples``. A null has its ``reason``."""
+    """The task's metric on each rung, all on the same ``samples``. A null has its ``reason``.
+
+    It is a share of 1 unless it has a ``unit``. ``further`` has what else the task measures, by rung and name.
+    """
 
     metric: str
     samples: int
@@ -151,6 +154,9 @@ class Accuracy:
     on_device: Optional[float] = None
     dataset: str = ""
     reason: str = ""
+    unit: str = ""
+    lower_is_better: bool = False
+    further: Dict[str, Dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

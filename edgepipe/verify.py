@@ -7,13 +7,14 @@ saturates int8 products and would misreport a file that is right (onnxruntime's 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import cache, data, export, plugins, recipe, stats
+from edgepipe import cache, data, export, plugins, recipe, scores, stats
 from edgepipe.errors import GateError, IntegrityError, UsageError
 from edgepipe.record import Accuracy, Rung
 from edgepipe.schema import Artifact
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgepipe.export import Made
     from edgepipe.model import Model
 
+_FED = 250  # samples that a network is given at once
 _FEW = 64  # samples that suffice to rank layers by their noise
 UNKNOWN = "unknown"  # the recipe of a file that came without a manifest
 
@@ -53,12 +55,16 @@ SAME_FILE = Tolerance(cosine=0.98, disagreement=0.05)
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rungs climbed so far, the accuracy on each, and the outputs of the last one and of the float model."""
+    """The rungs climbed so far, the accuracy on each, and the outputs of the last one and of the float model.
+
+    ``features`` names the model whose features the task compares images by.
+    """
 
     accuracy: Accuracy
     parity: list[Rung]
     outputs: Outputs
     reference: Outputs
+    features: str = ""
 
 
 def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
@@ -70,9 +76,8 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
     task = plugins.task(model.task)
     reference = _reference(model, made, dataset)
     before = reference
-    metric = task.METRIC if dataset.labels is not None else AGREEMENT
-    accuracy = Accuracy(metric=metric, samples=len(dataset.inputs), dataset=dataset.name)
-    accuracy = replace(accuracy, baseline=_score(task, before, dataset, reference))
+    accuracy = replace(_metric_of(task, dataset), baseline=_score(task, before, dataset, reference))
+    accuracy = _furthered(accuracy, "baseline", task, before, dataset, model.features)
     _check_floor(model, accuracy)
     parity: list[Rung] = []
     if made.model is not model:
@@ -87,7 +92,65 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
         parity.append(compare(name, before, after, task, tolerance))
         before = after
     accuracy = replace(accuracy, exported=_score(task, before, dataset, reference))
-    return Ladder(accuracy, parity, before, reference)
+    accuracy = _furthered(accuracy, "exported", task, before, dataset, model.features)
+    return Ladder(accuracy, parity, before, reference, model.features)
+
+
+def _metric_of(task: Any, dataset: Dataset) -> Accuracy:
+    """What is measured on the dataset: the task's metric, or the agreement where nobody knows the answers."""
+    if dataset.labels is None:
+        return Accuracy(AGREEMENT, len(dataset.inputs), dataset=dataset.name)
+    unit, lower = scores.unit(task), scores.lower_is_better(task)
+    return Accuracy(task.METRIC, len(dataset.inputs), dataset=dataset.name, unit=unit, lower_is_better=lower)
+
+
+def _furthered(
+    accuracy: Accuracy, place: str, task: Any, outputs: Outputs, dataset: Dataset, features: str
+) -> Accuracy:
+    """The accuracy with what else the task measures at this place; figures that are not finite are left out."""
+    if dataset.labels is None or not hasattr(task, "further"):
+        return accuracy
+    more = {"features": _features(features)} if features else {}
+    found = {name: float(value) for name, value in task.further(outputs, dataset.labels, **more).items()}
+    found = {name: value for name, value in found.items() if math.isfinite(value)}
+    return replace(accuracy, further={**accuracy.further, place: found})
+
+
+def _features(name: str) -> Callable[[Any], Any]:
+    """What the last layer of the model ``name`` is given, for images in 0 to 1 of its own layout."""
+    from edgepipe import model as models
+
+    judge = models.load(name)
+
+    def features(images: Any) -> Any:
+        import torch
+
+        from edgepipe.agent.preprocess import prepare
+
+        low, high = judge.preprocessing.range
+        layout = judge.preprocessing.layout
+        fed = torch.from_numpy(prepare(low + (high - low) * images, judge.preprocessing, layout))
+        digest = hashlib.sha256(fed.numpy().tobytes()).hexdigest()
+        return _cached(cache.key("features", model=judge.identity, data=digest), lambda: [_seen(judge.module, fed)])[0]
+
+    return features
+
+
+def _seen(module: Any, fed: Any) -> Any:
+    """What the module's last linear layer is given, [samples, n]."""
+    import numpy as np
+    import torch
+
+    last = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    seen: list[Any] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    try:
+        with torch.inference_mode():
+            for part in fed.split(_FED):
+                module(part)
+    finally:
+        hook.remove()
+    return np.concatenate(seen)
 
 
 def _reference(model: Model, made: Made, dataset: Dataset) -> Outputs:
@@ -119,6 +182,7 @@ def on_device(ladder: Ladder, outputs: Outputs, dataset: Dataset, task_name: str
     task = plugins.task(task_name)
     rung = compare("on_device", ladder.outputs, outputs, task, SAME_FILE)
     accuracy = replace(ladder.accuracy, on_device=_score(task, outputs, dataset, ladder.reference))
+    accuracy = _furthered(accuracy, "on_device", task, outputs, dataset, ladder.features)
     return replace(ladder, accuracy=accuracy, parity=[*ladder.parity, rung], outputs=outputs)
 
 
@@ -132,9 +196,10 @@ def judge(ladder: Ladder, max_drop: float | None, where: str) -> None:
     accuracy = ladder.accuracy
     last = next((v for v in (accuracy.on_device, accuracy.exported, accuracy.compressed) if v is not None), None)
     if max_drop is not None and accuracy.baseline is not None and last is not None:
-        drop = accuracy.baseline - last
+        drop = scores.lost(accuracy.baseline, last, accuracy)
         if not stats.within(drop, max_drop):
-            what = f"{accuracy.metric} fell by {drop:.2%} ({accuracy.baseline:.2%} -> {last:.2%}), more than the"
+            values = f"{scores.said(accuracy.baseline, accuracy.unit)} -> {scores.said(last, accuracy.unit)}"
+            what = f"{accuracy.metric} {scores.verb(accuracy)} by {drop:.2%} ({values}), more than the"
             fix = "choose a gentler recipe (fp16, dynamic) or a larger --max-drop"
             raise GateError(f"{what} {max_drop:.2%} allowed; nothing was activated", where, fix)
     for rung in ladder.parity:
@@ -205,7 +270,7 @@ class Judge:
         first, last = _metric(self.task, one, self.dataset), _metric(self.task, other, self.dataset)
         if first is None or last is None:
             return float(self.task.disagreement(one, other))
-        return first - last
+        return scores.lost(first, last, self.task)
 
     def noise_db(self, before: Artifact, after: Artifact) -> float:
         """The noise in the outputs on the first samples, in dB over the signal: higher is worse."""
@@ -268,12 +333,15 @@ def _metric(task: Any, outputs: Outputs, dataset: Dataset) -> float | None:
 
 
 def _check_floor(model: Model, accuracy: Accuracy) -> None:
-    if model.floor is not None and accuracy.baseline is not None and accuracy.baseline < model.floor:
-        what = f"{accuracy.metric} is {accuracy.baseline:.2%}, below the model's own floor of {model.floor:.2%}"
+    if model.floor is None or accuracy.baseline is None or accuracy.metric == AGREEMENT:
+        return
+    if accuracy.baseline > model.floor if accuracy.lower_is_better else accuracy.baseline < model.floor:
+        value, floor = (scores.said(each, accuracy.unit) for each in (accuracy.baseline, model.floor))
+        what = f"{accuracy.metric} is {value}, worse than the model's own floor of {floor}"
         raise IntegrityError(what, model.name, "the weights or the data are not the ones model.toml describes")
 
 
-def _torch_outputs(model: Model, dataset: Dataset, batch: int = 250) -> Outputs:
+def _torch_outputs(model: Model, dataset: Dataset, batch: int = _FED) -> Outputs:
     import numpy as np
     import torch
 

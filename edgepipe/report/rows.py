@@ -218,7 +218,7 @@ def score(value: float | None, accuracy: Accuracy | None) -> str:
     """A metric as people read it: per cent where all its values lie in [0, 1]."""
     if value is None or accuracy is None:
         return DASH
-    return f"{value * 100:.2f} %" if _is_share(accuracy) else f"{value:.4g}"
+    return f"{value * 100:.2f} %" if _is_share(accuracy) else f"{value:.4g} {accuracy.unit}".strip()
 
 
 def tick(value: float, accuracy: Accuracy | None) -> str:
@@ -238,7 +238,7 @@ def drop(accuracy: Accuracy | None) -> str:
 
 def _is_share(accuracy: Accuracy) -> bool:
     values = (accuracy.baseline, accuracy.compressed, accuracy.exported, accuracy.on_device)
-    return all(0 <= value <= 1 for value in values if value is not None)
+    return not accuracy.unit and all(0 <= value <= 1 for value in values if value is not None)
 
 
 def measurement_facts(run: Measurement) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from edgepipe import cache, codec
+from edgepipe import cache, codec, plugins, scores
 from edgepipe.budget import PERCENTILES
 from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
 from edgepipe.record import Measurement, Step
@@ -176,7 +176,7 @@ def of_report(report: Report, trial: Trial, key: str) -> Final:
     reached = None if accuracy is None else accuracy.on_device if accuracy.on_device is not None else accuracy.exported
     baseline = accuracy.baseline if accuracy and accuracy.baseline is not None else report.steps[0].accuracy
     if reached is not None and baseline is not None:
-        figures |= {"accuracy": reached, "drop": baseline - reached}
+        figures |= {"accuracy": reached, "drop": scores.lost(baseline, reached, plugins.task(report.model.task))}
     else:
         figures |= {name: trial.figures.get(name) for name in ("accuracy", "drop")}
         reasons["accuracy"] = "no labelled evaluation data: as on the data the search chose by"

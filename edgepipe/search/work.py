@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgepipe import bench, board, cache, codec, data, deploy, export, plugins, targets, verify
+from edgepipe import bench, board, cache, codec, data, deploy, export, plugins, scores, targets, verify
 from edgepipe.budget import PERCENTILES, Budget
 from edgepipe.cache import NoRoomError
 from edgepipe.errors import BusyError, EdgepipeError, HostKeyError, LinkError
@@ -169,7 +169,11 @@ class Work:
         accuracy, baseline = self._accuracy(ready)
         if accuracy is None or baseline is None:
             reasons |= dict.fromkeys(("accuracy", "drop"), "the model has no validation or calibration data")
-        drop = None if accuracy is None or baseline is None else baseline - accuracy
+        drop = (
+            None
+            if accuracy is None or baseline is None
+            else scores.lost(baseline, accuracy, plugins.task(self.source.task))
+        )
         figures |= {"accuracy": accuracy, "drop": drop}
         artifact = ready.made.artifact
         return replace(trial, figures=figures, reasons=reasons, steps=ready.made.steps, sha256=artifact.sha256)

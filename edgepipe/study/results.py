@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import codec, recipe
+from edgepipe import codec, recipe, scores
 from edgepipe.errors import EdgepipeError
 from edgepipe.record import Bound, Report
 from edgepipe.report.rows import bound, final
@@ -52,10 +52,12 @@ class Row:
 
     @property
     def drop(self) -> float | None:
-        """What the metric lost against the float model: positive is worse."""
+        """What the metric lost against the float model, as a share of 1 (`scores.lost`): positive is worse."""
         accuracy = self.report.accuracy if self.report else None
         last = self.accuracy
-        return None if accuracy is None or accuracy.baseline is None or last is None else accuracy.baseline - last
+        if accuracy is None or accuracy.baseline is None or last is None:
+            return None
+        return scores.lost(accuracy.baseline, last, accuracy)
 
     @property
     def drop_error(self) -> float | None:
@@ -67,6 +69,8 @@ class Row:
         """
         report = self.report
         if report is None or report.accuracy is None or not report.accuracy.samples or self.drop is None:
+            return None
+        if report.accuracy.unit:
             return None
         changed = [rung.disagreement for rung in report.parity if rung.disagreement is not None]
         return 1.96 * math.sqrt(min(sum(changed), 1.0) / report.accuracy.samples)

@@ -85,17 +85,6 @@ def test_compress_parts(name):
     assert names_of(module.compress) == ["network", "params", "context"]
 
 
-@pytest.mark.parametrize("name", plugins.names("tasks"))
-def test_tasks(name):
-    import numpy as np
-
-    module = plugins.load("tasks", name)
-    assert isinstance(module.METRIC, str)
-    scores = [np.eye(4, dtype=np.float32)]
-    assert module.metric(scores, np.arange(4)) == 1.0
-    assert module.disagreement(scores, scores) == 0.0
-
-
 def made_of_torch():
     """Formats that there is a way to from a torch module."""
     sources = {name: set(module.SOURCES) for name, module in parts("export")}

@@ -18,6 +18,7 @@ class FakeModel:
     inputs: list = dataclasses.field(default_factory=lambda: [TensorSpec("x", [-1, 1, 4, 4], layout="NCHW")])
     preprocessing: Preprocessing = dataclasses.field(default_factory=lambda: Preprocessing("NCHW"))
     labels: list = dataclasses.field(default_factory=lambda: ["a", "b", "c"])
+    task: str = "image-classification"
     given: object = None
 
 
