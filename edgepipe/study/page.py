@@ -34,6 +34,7 @@ COLUMNS = (
 )
 _NUMBERS = frozenset(COLUMNS[1:10])
 _MOST_SPREADS = 24
+_WRECK = 0.1
 
 
 def page(study: Study, found: Sequence[Row]) -> str:
@@ -99,8 +100,18 @@ def _family_part(study: Study, own: list[Row], family: str) -> str:
         part = [row for row in own if (row.cell.model, row.cell.format) == (model, form)]
         part.sort(key=lambda row: sort_key(row.cell.recipe))
         tables += f"<h4>{escape(model)}, {escape(form)}</h4><div class='card scroll'>{_table(part)}</div>"
-    plots = html.plots(rows.rows([row.report for row in own if row.report]))
+    plots = _plots(own)
     return f"<h3>{escape(_family(family))}</h3>{tables}{plots}{_curves(study, own)}{_spreads(own)}{_pruning(own)}"
+
+
+def _plots(own: list[Row]) -> str:
+    """Size and time against the metric, without the wrecks: they would flatten all that is worth comparing."""
+    kept = [row for row in own if row.drop is None or row.drop <= _WRECK]
+    left = len(own) - len(kept)
+    note = (
+        f'<p class="soft">{left} of {len(own)} lost more than {_WRECK:.0%} and are left out here.</p>' if left else ""
+    )
+    return html.plots(rows.rows([row.report for row in kept if row.report])) + note
 
 
 def _table(part: list[Row]) -> str:
@@ -144,9 +155,14 @@ def _cells(row: Row, part: list[Row]) -> list[str]:
         escape(size(run.memory_peak_bytes if run else None)),
         f'<span title="{escape(energy.reason if energy else "not measured")}">'
         f"{escape(f'{number(energy.gross)} mJ' if energy and energy.gross is not None else DASH)}</span>",
-        escape((run.precision_executed if run else "") or DASH),
+        _ran(run.precision_executed if run else ""),
         status + (f"<small>{escape(row.reason)}</small>" if row.reason and kind == "bad" else ""),
     ]
+
+
+def _ran(told: str) -> str:
+    """The precision that most kernels ran in, the count of them on request."""
+    return f'<span title="{escape(told)}">{escape(told.partition(" (")[0] or DASH)}</span>'
 
 
 def _change(row: Row) -> tuple[str, str]:
@@ -214,7 +230,7 @@ def _spreads(own: list[Row]) -> str:
             continue
         title = f"Time of a call: {model}, {form}"
         plot = spreads([_spread(row) for row in part[:_MOST_SPREADS]], title, "ms a call")
-        note = "From the fastest call to the slowest; ticks at p50, p90 and p99, the block is the interval of p50."
+        note = "From the fastest call to the last percentile known; ticks at p50, p90, p99; block: interval of p50."
         cards += (
             f'<figure class="card"><figcaption>{escape(title)}</figcaption>{plot}<p class="soft">{note}</p></figure>'
         )
@@ -229,7 +245,7 @@ def _spread(row: Row) -> Spread:
     return Spread(
         row.cell.recipe,
         latency.min if latency.min is not None else latency.p50.value,
-        latency.max if latency.max is not None else latency.p50.value,
+        max([latency.p50.value, *marks]),
         latency.p50.value,
         marks,
         (ends[0], ends[1]) if ends[0] is not None and ends[1] is not None else None,
