@@ -65,7 +65,16 @@ class Sick(null.NullChannel):
                 raise LinkError("cut off", self.name)
             if how == "lie":
                 return {"runtime": 7, "processes": "many"}, b""
-        return super().answer(verb, args, payload)
+            if how == "slow" and "manifest" in args:
+                return _slower(*super().answer(verb, args, payload))
+        if verb == "activate" and how == "selftest":
+            raise BoardError("the golden samples came out otherwise", self.name)
+        result = super().answer(verb, args, payload)
+        if verb == "activate" and how == "forgets":
+            self.memory.active.reverse()
+        if verb == "activate" and how == "mute":
+            ILL[self.name] = "cut"
+        return result
 
     def send(self, data, until):
         try:
@@ -73,6 +82,12 @@ class Sick(null.NullChannel):
         except LinkError:
             self._out.clear()
             raise
+
+
+def _slower(result, payload):
+    for process in result["processes"]:
+        process["samples_ns"] = [10 * ns for ns in process["samples_ns"]]
+    return result, payload
 
 
 ILL: dict[str, str] = {}
@@ -95,6 +110,8 @@ class Link(null.NullLink):
         how = ILL.get(self.name, "")
         if how == "down":
             raise LinkError("connection refused", self.name)
+        if how == "cut":
+            raise LinkError("cut off", self.name)
         if how == "changed":
             raise HostKeyError("THE HOST KEY HAS CHANGED", self.name)
         if how == "bare":
@@ -105,12 +122,13 @@ class Link(null.NullLink):
         CLOSED.add(self.name)
 
 
-def infect(monkeypatch, ill: dict[str, str]) -> None:
-    """Make these boards sick, for one test."""
+def infect(monkeypatch, ill: dict[str, str], *, keep: bool = False) -> None:
+    """Make these boards sick, for one test; ``keep`` what boards hold."""
     ILL.clear()
     ILL.update(ill)
     BENCHED.clear()
-    null._boards.clear()
+    if not keep:
+        null._boards.clear()
     monkeypatch.setattr(null, "open_link", Link)
 
 

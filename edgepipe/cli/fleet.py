@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgepipe.cli import console, options, outcomes
+from edgepipe.cli import _rollout, console, options, outcomes
 from edgepipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgepipe.fleet.lane import Limits
     from edgepipe.fleet.plan import Matrix, Request
 
-group = typer.Typer(help="Measure many models x recipes on many boards: run, status, resume, report.")
+group = typer.Typer(help="Many boards: measure models x recipes on all of them, or roll a release out in waves.")
 
 Inventory = Annotated[
     str,
@@ -25,7 +25,9 @@ Inventory = Annotated[
 Parallel = Annotated[int, typer.Option("--parallel", min=1, help="Boards at a time.")]
 Transfers = Annotated[int, typer.Option("--transfers", min=1, help="Transfers at a time on the uplink of each site.")]
 Engine = Annotated[str, typer.Option("--engine", help="What runs the jobs: thread.")]
-MaybeRun = Annotated[str, typer.Argument(metavar="[RUN]", help="A run's id or the beginning of it; else the latest.")]
+MaybeRun = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="A run's id or the beginning of it, or rollout; else the latest run.")
+]
 
 
 @group.command()
@@ -74,6 +76,80 @@ def run(
 
 
 @group.command()
+def rollout(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model.")],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="One recipe.")] = "none",
+    to: Annotated[str, typer.Option("--to", help="One format: onnx, tflite, openvino.")] = "onnx",
+    inventory: Inventory = "",
+    limit: Annotated[str, typer.Option("--limit", "-l", help="Boards, as Ansible's: 'pi*:&lab:!pi-07'.")] = "all",
+    waves: _rollout.Waves = "1,5%,25%,all",
+    max_drop: options.MaxDrop = "",
+    max_slowdown: _rollout.Slower = "10%",
+    max_energy: _rollout.Energy = "",
+    tolerate: _rollout.Tolerate = 0,
+    quorum: _rollout.Quorum = "50%",
+    soak: _rollout.Soak = "",
+    roll_back: _rollout.RollBack = "wave",
+    profile: options.Profile = "quick",
+    threads: options.Threads = 1,
+    evaluation: options.Samples = "auto",
+    synthetic: options.Synthetic = False,
+    parallel: Parallel = 32,
+    transfers: Transfers = 4,
+    wait: options.Wait = "",
+    engine: Engine = "thread",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Bring a release to boards in waves; a wave that fails is stopped and brought back by itself."""
+    from edgepipe import bench, schema
+    from edgepipe.fleet import rollout as staged
+    from edgepipe.fleet.rollout import waves as staging
+
+    if roll_back not in staging.ROLL_BACK:
+        raise UsageError(f"no such choice: {roll_back}", "--roll-back", f"one of {', '.join(staging.ROLL_BACK)}")
+    members = _members(inventory, limit)
+    request = staged.Request(
+        members,
+        _rollout.candidate(model, recipe, to),
+        staging.counts(waves, len(members)),
+        _rollout.gates(max_drop, max_slowdown, max_energy, tolerate, quorum),
+        roll_back,
+        options.seconds(soak, "--soak"),
+        bench.plan(profile),
+        schema.RunOptions(threads=threads),
+        evaluation,
+        synthetic,
+    )
+    limits = _limits(parallel, transfers, wait)
+    _rollout.go(lambda p: staged.begin(request, p, limits, engine), as_json=json, quiet=quiet)
+
+
+@group.command()
+def pause(run: _rollout.Rollout = "") -> None:
+    """Pause a roll-out: boards that were begun are finished; `fleet resume` goes on."""
+    from edgepipe.fleet import rollout as staged
+
+    typer.echo(f"{staged.pause(run)}: no further board is begun; edgepipe fleet resume goes on", err=True)
+
+
+@group.command()
+def abort(
+    run: _rollout.Rollout = "",
+    roll_back: _rollout.RollBack = "wave",
+    parallel: Parallel = 32,
+    engine: Engine = "thread",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """End a roll-out, and bring its boards back: those of the wave at hand, all of them or none."""
+    from edgepipe.fleet import rollout as staged
+
+    limits = _limits(parallel, 4, "")
+    _rollout.go(lambda p: staged.abort(run, roll_back, p, limits, engine), as_json=json, quiet=quiet)
+
+
+@group.command()
 def resume(
     run: MaybeRun = "",
     parallel: Parallel = 32,
@@ -85,8 +161,12 @@ def resume(
 ) -> None:
     """Go on with a run: nothing that was recorded is measured again, and boards that were given up are asked again."""
     from edgepipe import fleet
+    from edgepipe.fleet import rollout as staged
 
     limits = _limits(parallel, transfers, wait)
+    if run.startswith(staged.PREFIX):
+        _rollout.go(lambda p: staged.resume(run, p, limits, engine), as_json=json, quiet=quiet)
+        return
     _go(lambda p, w: fleet.resume(run, p, w, limits, engine), as_json=json, quiet=quiet)
 
 
@@ -94,10 +174,14 @@ def resume(
 def status(run: MaybeRun = "", json: options.Json = False) -> None:
     """Show how far a run is, board by board."""
     from edgepipe import fleet
+    from edgepipe.fleet import rollout as staged
 
-    document = fleet.document(*fleet.find(run))
+    of_waves = run.startswith(staged.PREFIX)
+    document = staged.document(*staged.find(run)) if of_waves else fleet.document(*fleet.find(run))
     if json:
         options.emit(document)
+    elif of_waves:
+        _rollout.table(document)
     else:
         _table(document)
 

@@ -74,7 +74,7 @@ def _work(
     name: str, request: Request, files: Builds, progress: Progress, watch: Watch, limits: Limits, engine: str
 ) -> Outcome:
     kept = Journal()
-    with _alone(name):
+    with alone(name):
         trials = plan.trials(name, request)
         there = _there({trial.id for found in trials.values() for trial in found})
         left = {board: [trial for trial in found if trial.id not in there] for board, found in trials.items()}
@@ -94,7 +94,7 @@ def _work(
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
+def alone(name: str) -> Iterator[None]:
     """Nobody else on this host works on the run."""
     folder = paths.data_home() / "fleet"
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,15 @@ are greeted first; those that want the same get the same, by hash.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
 
-from edgepipe import artifact, bench, convert, data, deploy, export, model, verify
-from edgepipe.fleet.plan import Cell, Member, Request
-from edgepipe.fleet.work import Package
+from edgepipe import artifact, bench, convert, data, deploy, export, golden, model, verify
+from edgepipe.fleet.plan import Cell, Member
+from edgepipe.fleet.work import Found, Package
 from edgepipe.record import Report
-from edgepipe.schema import Artifact, Board
+from edgepipe.schema import Artifact, Board, RunOptions
 
 if TYPE_CHECKING:
     from edgepipe.artifact import ExportOptions
@@ -23,6 +24,30 @@ if TYPE_CHECKING:
     from edgepipe.progress import Progress
 
 UNKNOWN = Board("", "", [], 0, None, "", "", "")  # the facts of a board that never answered
+
+
+class Wanted(Protocol):
+    """What the files depend on, besides the boards."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The candidates."""
+
+    @property
+    def options(self) -> RunOptions:
+        """Batch and threads."""
+
+    @property
+    def evaluation(self) -> str:
+        """Which evaluation set."""
+
+    @property
+    def max_drop(self) -> float | None:
+        """What accuracy may be lost."""
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether made-up data may calibrate."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +62,7 @@ class Built:
 class Builds:
     """The files of a run; ``build`` may be replaced by whoever has them already."""
 
-    request: Request
+    request: Wanted
     progress: Progress
     models: dict[str, Model]
     _made: dict[tuple[Cell, str], Future[Built]] = field(default_factory=dict)
@@ -46,7 +71,7 @@ class Builds:
     _samples: dict[str, tuple[bytes, str] | None] = field(default_factory=dict)
 
     @staticmethod
-    def open(request: Request, progress: Progress) -> Builds:
+    def open(request: Wanted, progress: Progress) -> Builds:
         """Load the models, and refuse what can't be made before any board is asked.
 
         Raises:
@@ -76,6 +101,20 @@ class Builds:
             self._blank[cell] = unmade(cell, self.models[cell.model])
         return self._blank[cell]
 
+    def measured(self, cell: Cell, member: Member, facts: Board | None, found: Found, name: str = "") -> Report:
+        """The report of a candidate with what came of it on a board, as of now."""
+        report = self.report(cell, member, facts)
+        seen = bench.describe(replace(facts or UNKNOWN, name=member.name), member.name, report.board.runtime)
+        return replace(
+            report,
+            id=name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            board=replace(seen, name=member.name),
+            measurement=found.measurement,
+            accuracy=found.accuracy or report.accuracy,
+            parity=list(found.parity) or report.parity,
+        )
+
     def close(self) -> None:
         """Begin no more."""
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -86,10 +125,12 @@ class Builds:
         made = convert.prepare(source, cell.recipe, cell.format, wanted, dataset, self.progress, request.max_drop)
         if made.ladder:
             verify.judge(made.ladder, request.max_drop, f"{cell}, on the host")
-        manifest = bench.manifest_of(made.artifact)
+        test = golden.make(made.artifact, dataset)
+        manifest = bench.manifest_of(made.artifact, test.test if test else None)
         samples = self._blob(cell.model, dataset) if made.ladder else None
+        files = [*bench.files_of(made.artifact), *(test.blobs if test else [])]
         package = Package(
-            manifest, bench.files_of(made.artifact), samples, dataset if samples else None, made.ladder, source.task,
+            manifest, files, samples, dataset if samples else None, made.ladder, source.task,
             request.max_drop, made.artifact,
         )  # fmt: skip
         return Built(package, deploy.draft(made, source, cell.recipe, UNKNOWN, "", manifest))
@@ -100,7 +141,7 @@ class Builds:
         return self._samples[name]
 
 
-def _how(request: Request, cell: Cell) -> deploy.Request:
+def _how(request: Wanted, cell: Cell) -> deploy.Request:
     """How a single deployment would ask for this file."""
     return deploy.Request(cell.model, "", options=request.options, synthetic=request.synthetic)
 

@@ -14,8 +14,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from edgepipe import bench, measurement
@@ -340,20 +338,7 @@ class Schedule:
     def _record(self, lane: Lane, trial: Trial, status: str = "", reason: str = "", found: Any = None) -> None:
         """Put the report of a trial among those to be kept at the next flush."""
         result = found or work.Found(measurement.failed(status, reason, self.request.plan, self.request.options))
-        facts = lane.facts or builds.UNKNOWN
-        report = self._files.report(trial.cell, lane.member, lane.facts)
-        seen = bench.describe(replace(facts, name=lane.name), lane.name, report.board.runtime)
-        self._pending.append(
-            replace(
-                report,
-                id=trial.id,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                board=replace(seen, name=lane.name),
-                measurement=result.measurement,
-                accuracy=result.accuracy or report.accuracy,
-                parity=list(result.parity) or report.parity,
-            )
-        )
+        self._pending.append(self._files.measured(trial.cell, lane.member, lane.facts, result, trial.id))
 
     def _flush(self) -> None:
         if self._pending:

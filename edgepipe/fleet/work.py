@@ -87,7 +87,7 @@ def greet(where: Where, runs: frozenset[str]) -> Greeting:
         LinkError, BusyError, DeadlineError, BoardError, IntegrityError: as `board.connect`.
     """
     close(where.target.name)
-    with _client(where) as client:
+    with connected(where) as client:
         waiting = tuple(name for name in client.hello().runs if name in runs)
         return Greeting(client.hello().board, client.fingerprint, waiting)
 
@@ -98,7 +98,7 @@ def deliver(where: Where, package: Package) -> int:
     Raises:
         LinkError, DeadlineError, BoardError, IntegrityError: as `BoardClient.push`.
     """
-    with _client(where) as client:
+    with connected(where) as client:
         return client.push([*package.files, *([package.samples] if package.samples else [])])
 
 
@@ -110,10 +110,10 @@ def measure(where: Where, package: Package, trial: str, plan: Plan, options: Run
     Raises:
         LinkError, BusyError, IntegrityError: nothing was measured.
     """
-    with _client(where) as client:
+    with connected(where) as client:
         if trial in client.hello().runs and (run := _waiting(client, trial)):
             return Found(bench.concluded(run.raw, run.plan, run.options), fetched=True)
-        accuracy, parity, fault = _verified(client, package, options)
+        accuracy, parity, fault = verified(client, package, options)
         if fault:
             status = "timeout" if isinstance(fault, DeadlineError) else "failed"
             failed = measurement.failed(status, f"{fault.what} ({fault.where})", plan, options)
@@ -128,7 +128,7 @@ def measure(where: Where, package: Package, trial: str, plan: Plan, options: Run
 def leave(where: Where) -> None:
     """Say which runs are kept, and close the connection. Never raises: the board is asked again some day."""
     if where.kept:
-        with contextlib.suppress(EdgepipeError), _client(where):
+        with contextlib.suppress(EdgepipeError), connected(where):
             pass
     close(where.target.name)
 
@@ -148,7 +148,7 @@ def close_all() -> None:
 
 
 @contextmanager
-def _client(where: Where) -> Iterator[BoardClient]:
+def connected(where: Where) -> Iterator[BoardClient]:
     """The open connection to a board, or a new one; closed when anything goes wrong."""
     name = where.target.name
     client = _clients.get(name)
@@ -185,7 +185,7 @@ def _waiting(client: BoardClient, trial: str) -> Run | None:
     return run if run.id == trial and any(each.samples_ns for each in run.raw.processes) else None
 
 
-def _verified(
+def verified(
     client: BoardClient, package: Package, options: RunOptions
 ) -> tuple[Accuracy | None, tuple[Rung, ...], EdgepipeError | None]:
     """Whether the board gives the host's answers; a fault of the model or its runtime comes back as the error.

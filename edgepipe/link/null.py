@@ -30,7 +30,17 @@ class Memory:
         self.folder = folder
         self.have: dict[str, int] = {}
         self.spool: dict[str, bytes] = {}
-        self.active: list[str] = []
+        self.links = folder / "links" if folder else None
+        self.active: list[str] = self.links.read_text().split() if self.links and self.links.exists() else []
+
+    def move(self, active: list[str]) -> None:
+        """Make these the active release and the one before; whole or not at all, as on a board's disk."""
+        self.active = active
+        if self.links:
+            self.links.parent.mkdir(parents=True, exist_ok=True)
+            staging = self.links.with_suffix(".new")
+            staging.write_text(" ".join(active))
+            staging.replace(self.links)
 
     def runs(self) -> list[str]:
         """Names of the runs that wait."""
@@ -155,13 +165,13 @@ class NullChannel:
         release = from_dict(Manifest, args["manifest"]).id
         changed = release not in self.memory.active[:1]
         if changed:
-            self.memory.active = [release, *self.memory.active[:1]]
+            self.memory.move([release, *self.memory.active[:1]])
         return self._release(changed=changed)
 
     def _rollback(self, _args: dict[str, Any], _: bytes) -> dict[str, Any]:
         if len(self.memory.active) < 2:  # noqa: PLR2004 - current and previous
             raise BoardError("there is no release before this one", self.name)
-        self.memory.active.reverse()
+        self.memory.move(self.memory.active[::-1])
         return self._release(changed=True)
 
     def _release(self, *, changed: bool) -> dict[str, Any]:

@@ -322,7 +322,7 @@ def test_a_full_disk_ends_the_run_and_what_was_measured_waits_on_the_boards(monk
 
 def test_a_run_that_still_goes_on_is_not_resumed():
     outcome = kit.run(kit.request(kit.members(1)))
-    with fleet._alone(outcome.document["run"]), pytest.raises(BusyError, match="still going on"):
+    with fleet.alone(outcome.document["run"]), pytest.raises(BusyError, match="still going on"):
         kit.resume(outcome.document["run"])
 
 

@@ -19,7 +19,10 @@ FILE = "model.null"
 
 
 def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:  # noqa: ARG001
-    """Write ``model.null``: canonical JSON of the model's name, its weights' hash, inputs and outputs."""
+    """Write ``model.null``: canonical JSON of the model's name, its weights' hash, inputs, and the outputs' shapes.
+
+    The null runtime reads the shapes, each without its batch.
+    """
     batch = -1 if options.dynamic_batch else options.batch
     inputs = [replace(spec, shape=[batch, *spec.shape[1:]]) for spec in model.inputs]
     outputs = [replace(spec, shape=[batch, *spec.shape[1:]]) for spec in model.outputs]
@@ -28,7 +31,7 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
         "model": model.name,
         "sha256": model.facts.sha256,
         "inputs": [to_dict(spec) for spec in inputs],
-        "outputs": [to_dict(spec) for spec in outputs],
+        "outputs": [spec.shape[1:] for spec in outputs],
     }
     (folder / FILE).write_bytes(canonical(content))
     return Output([FILE], inputs, outputs, model.preprocessing)
