@@ -237,7 +237,9 @@ def test_killed_at_any_moment_what_was_acknowledged_is_there(tmp_path):
         first = writer.stdout.readline()
         time.sleep(rng.random() * 0.05)
         os.kill(writer.pid, signal.SIGKILL)
-        acknowledged += [int(line) for line in (first + writer.communicate()[0]).split()]
+        # Not by communicate(), which loses the lines that came along with the first one.
+        acknowledged += [int(line) for line in (first + writer.stdout.read()).split()]
+        writer.communicate()
     found = values(Journal(tmp_path))
     assert len(acknowledged) > 8
     assert set(acknowledged) <= set(found) and len(found) == len(set(found))
