@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from edgepipe import convert, data, export, model
 from edgepipe.errors import IntegrityError
+from edgepipe.progress import Silent
 from edgepipe.tasks import object_detection as task
 
 pytest.importorskip("pycocotools")
@@ -104,3 +106,13 @@ def test_labels_are_checked():
     assert "0 to 1; the model has 1" in task.wrong_labels(LABELS, 2, 1)
     swapped = LABELS[..., [2, 1, 0, 3, 4]]
     assert "no area" in task.wrong_labels(swapped, 2, 2)
+
+
+def test_the_shipped_detector_in_int8():
+    source = model.load("fashion-scenes")
+    few = data.evaluation(source).first(150)
+    made = convert.prepare(source, "int8", "onnx", export.ExportOptions(), few, Silent(), 0.015)
+    accuracy = made.ladder.accuracy
+    assert accuracy.metric == "mAP@.5" and accuracy.exported > accuracy.baseline - 0.015
+    assert 0.5 < accuracy.further["exported"]["mAP@.5:.95"] < accuracy.exported
+    assert made.artifact.bytes < 0.3 * made.made.steps[0].bytes
