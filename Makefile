@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo fleet-demo test lint study-quick bench bench-fleet guarantees mutants conformance fuzz lab lab-down lab-test clean
+.PHONY: help demo fleet-demo test lint study-quick bench bench-fleet guarantees mutants conformance fuzz lab lab-down lab-test lab-plug clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -63,6 +63,10 @@ lab-down: $(STAMP) ## end them, and remove all they made
 
 lab-test: $(STAMP) ## deploy to emulated boards, and break boards
 	$(BIN)/python -m pytest -rs -m lab tests/lab
+
+lab-plug: $(STAMP) ## pull the plug of a whole emulated machine PULLS=20 times in each phase of a deploy (about half an hour)
+	$(BIN)/python -m lab prepare machine
+	PULLS=$(or $(PULLS),20) $(BIN)/python -m pytest -rs -m lab tests/lab/test_plug.py
 
 clean: ## remove what the build made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""``python -m lab up [BOARD...] | down [BOARD...] | status | prepare``: what `make lab` and `make lab-down` call."""
+"""``python -m lab up [BOARD...] | down [BOARD...] | status | prepare [TIER]``: what `make lab` and its like call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
         elif verb == "down":
             _down(names or control.leftovers())
         elif verb == "prepare":
-            host.prepare("user")
+            host.prepare(*names or ["user"])
         elif verb == "status":
             for board in control.running().values():
                 print(f"lab-{board.name}  127.0.0.1:{board.port}  {board.kind.text}")

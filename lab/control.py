@@ -58,7 +58,7 @@ def up(name: str, disk_mb: int = 0) -> Running:
     kind = kind_of(name)
     if why := host.missing(kind.tier):
         raise LabError(why)
-    base, key, folder = rootfs.root(kind), _login_key(), run_folder(name)
+    base, key, folder = rootfs.root(kind), login_key(), run_folder(name)
     _clear(name)
     etc = folder / "own/etc/ssh"
     etc.mkdir(parents=True)
@@ -152,7 +152,8 @@ def _clear(name: str) -> None:
     shutil.rmtree(run_folder(name), ignore_errors=True)
 
 
-def _login_key() -> Path:
+def login_key() -> Path:
+    """The key that logs in to every board of the lab, made if need be."""
     path = work() / "key"
     if not path.exists():
         work().mkdir(parents=True, exist_ok=True)

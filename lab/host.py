@@ -10,7 +10,8 @@ from pathlib import Path
 NATIVE = {"sshd": "openssh-server", "mmdebstrap": "mmdebstrap", "unshare": "util-linux", "ip": "iproute2"}
 USER = {"qemu-aarch64-static": "qemu-user-static", "update-binfmts": "binfmt-support"}
 # The tiers and the programs each of them adds, with the Debian package that brings it.
-TIERS = {"native": NATIVE, "user": {**NATIVE, **USER}}
+MACHINE = {"qemu-system-aarch64": "qemu-system-arm", "mke2fs": "e2fsprogs"}
+TIERS = {"native": NATIVE, "user": {**NATIVE, **USER}, "machine": {**NATIVE, **MACHINE}}
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _PLACES = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin:/sbin"
 
