@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgepipe.cli import _rollout, console, options, outcomes
+from edgepipe.cli import _fleet_analysis, _rollout, console, options, outcomes
 from edgepipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -193,11 +193,40 @@ def report(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Report the results of a run."""
+    """Report the results of a run: each trial, how boards of a kind differ, and which of them stand out."""
     from edgepipe import fleet
+    from edgepipe.fleet.analysis import table, variation
 
-    found = fleet.reports(*fleet.find(run))
-    outcomes.report(found, html, as_json=json, quiet=quiet)
+    name, request = fleet.find(run)
+    found = fleet.reports(name, request)
+    boards = variation.of(table.rows(name, request, found))
+    outcomes.report(found, html, as_json=json, quiet=quiet, more={"variation": boards})
+    if not json and not quiet and not html:
+        _fleet_analysis.show_variation(boards)
+
+
+@group.command()
+def export(
+    run: MaybeRun = "",
+    output: options.Output = "fleet",
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a run's trials, boards and spreads as CSV and, with the extra `study`, as Parquet."""
+    _fleet_analysis.export(run, Path(output), quiet=quiet)
+
+
+@group.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN1", help="A run's id or the beginning of it.")],
+    second: Annotated[str, typer.Argument(metavar="RUN2", help="The run to hold against it.")],
+    max_slowdown: options.MaxSlowdown = "2%",
+    force: Annotated[bool, typer.Option(help="Compare runs that were measured in different ways.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare two runs trial by trial, with intervals and p-values adjusted for all tests; exit 6 on a regression."""
+    limit = options.fraction(max_slowdown, "--max-slowdown") or 0.0
+    _fleet_analysis.compare(first, second, limit, force=force, as_json=json, quiet=quiet)
 
 
 def _matrix(file: str, models: list[str], recipe: str, to: str, rounds: int, limit: str, profile: str) -> Matrix:

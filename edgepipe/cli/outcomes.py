@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from edgepipe.record import Comparison, Report
 
 
-def report(found: list[Report], html: str, *, as_json: bool, quiet: bool) -> None:
-    """Show kept results: as a page where ``html`` names one, as a document, or as a table."""
+def report(found: list[Report], html: str, *, as_json: bool, quiet: bool, more: dict[str, Any] | None = None) -> None:
+    """Show kept results: as a page where ``html`` names one, as a document (with ``more`` in it), or as a table."""
     from edgepipe import report as pages
     from edgepipe.report import tables
 
@@ -24,7 +24,7 @@ def report(found: list[Report], html: str, *, as_json: bool, quiet: bool) -> Non
         if not quiet:
             console.stderr().print(f"wrote {html}", markup=False)
     if as_json:
-        options.emit({"schema": "edgepipe.runs/1", "reports": found})
+        options.emit({"schema": "edgepipe.runs/1", "reports": found, **(more or {})})
     elif not quiet and not html:
         tables.show_reports(found, console.stdout())
 
