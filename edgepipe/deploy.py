@@ -243,7 +243,7 @@ def _send(candidate: Candidate, files: list[Source], client: BoardClient, progre
     candidate.bytes_wire = client.bytes_wire - wire
     candidate.deltas = client.deltas[deltas:]
     for one in candidate.deltas:
-        how = f"{one.bytes_wire:,} bytes as a delta against {one.base[:12]}, {one.bytes_saved:,} saved"
+        how = f"{one.bytes_wire:,}: a delta against {one.base[:12]}, {one.bytes_saved:,} saved"
         progress.note(f"{candidate.manifest.name}: {one.bytes:,} bytes sent as {how}")
 
 

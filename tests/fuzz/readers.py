@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from edgepipe.agent import coding, serve, verbs
+from edgepipe.agent import coding, delta, serve, verbs
 from edgepipe.agent.jobs import Jobs
 from edgepipe.agent.releases import Releases
 from edgepipe.agent.spool import Run
@@ -53,7 +53,11 @@ class Agent:
 
 def _put(session: verbs.Session, args: Any) -> verbs.Answer:
     size = max(0, min(args.size - args.offset, 1 << 20))
-    got = sum(len(piece) for piece in coding.unpack(args.coding, session.payload, size))
+    pieces = coding.unpack(args.coding, session.payload, delta.MOST_INSTRUCTIONS if args.base else size)
+    if args.base:
+        pieces = delta.rebuild(__file__, pieces, size)
+    got = sum(len(piece) for piece in pieces)
+    assert got <= size or not args.base
     return verbs.Answer({"have": got})
 
 
@@ -123,6 +127,9 @@ def _requests() -> list[bytes]:
     found = [_line({"verb": name, "args": example(verb.args)}) for name, verb in verbs.VERBS.items()]
     put = {"sha256": "0" * 64, "size": 4, "offset": 0, "coding": ""}
     found.append(_line({"verb": "put", "args": put, "size": 4}) + b"abcd" + _line({"verb": "clock"}))
+    told = delta.HEAD.pack(delta.COPY, 5, 9) + delta.HEAD.pack(delta.XOR, 0, 2) + b"ab"
+    put |= {"size": 30, "base": "0" * 64}
+    found.append(_line({"verb": "put", "args": put, "size": len(told)}) + told)
     return found
 
 

@@ -266,7 +266,7 @@ def test_the_record_says_what_went_as_a_delta(tmp_path):
     candidate, notes = deploy.Candidate(None, released("m", b"x"), None), Notes()
     deploy._send(candidate, [], Board(), notes)
     assert (candidate.bytes_sent, candidate.bytes_wire, candidate.deltas) == (5_000_000, 1234, [told])
-    assert "1,234 bytes as a delta against bbbbbbbbbbbb, 4,000,000 saved" in notes.said[0]
+    assert "sent as 1,234: a delta against bbbbbbbbbbbb, 4,000,000 saved" in notes.said[0]
     release = Release("r", bytes_sent=5_000_000, deltas=candidate.deltas)
     assert rows._sent(release).endswith("sent; 5,000,000 of them as 1,234: delta against bbbbbbbbbbbb, 4,000,000 saved")
     known = codec.to_dict(release)
