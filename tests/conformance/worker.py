@@ -37,15 +37,22 @@ def _here(target: str, kwargs: dict[str, Any], **_: Any) -> Any:
 
 def judge(path: str, format_name: str, feeds: list[Any]) -> tuple[str, str]:
     """``(verdict, why)``: right, wrong, refused, unexplained, or source (its own runtime does not run it)."""
-    from edgepipe import export, model
-    from edgepipe.cache import Cache
-
     try:
         wanted = _reference(path, feeds)
     except Exception as error:
         return "source", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if not wanted or any(getattr(array, "dtype", np.dtype(object)).kind not in "fiub" for array in wanted):
         return "source", "its outputs are not tensors of numbers"
+    verdict = _converted(path, format_name, feeds, wanted)
+    if verdict[0] == "wrong" and (gap := _softmax_gap(path, feeds)) > _WIDEST:
+        return "source", f"a softmax of values so large that neighbouring float32 numbers are {gap:g} apart"
+    return verdict
+
+
+def _converted(path: str, format_name: str, feeds: list[Any], wanted: list[Any]) -> tuple[str, str]:
+    from edgepipe import export, model
+    from edgepipe.cache import Cache
+
     with tempfile.TemporaryDirectory(prefix="edgepipe-") as folder:
         try:
             options = export.ExportOptions(dynamic={} if format_name == "tflite" else {"": [0]})
@@ -56,10 +63,7 @@ def judge(path: str, format_name: str, feeds: list[Any]) -> tuple[str, str]:
             return "refused", error.what[:300]
         except Exception as error:
             return "unexplained", f"{type(error).__name__}: {str(error)[:200]}"
-        verdict = _compared(made.artifact, feeds, wanted)
-    if verdict[0] == "wrong" and (gap := _softmax_gap(path, feeds)) > _WIDEST:
-        return "source", f"a softmax of values so large that neighbouring float32 numbers are {gap:g} apart"
-    return verdict
+        return _compared(made.artifact, feeds, wanted)
 
 
 def _reference(path: str, feeds: list[Any]) -> list[Any]:
