@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import artifact, codec, data, export, given, model, preflight, targets, verify
+from edgepipe import artifact, codec, data, export, given, made_up, model, preflight, targets, verify
 from edgepipe import recipe as recipes
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import UsageError
 from edgepipe.given import Said
-from edgepipe.record import Payoff
+from edgepipe.made_up import Shown
+from edgepipe.record import Payoff, Rung
 from edgepipe.schema import Artifact
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Export:
-    """One exported and verified file. ``ladder`` is None where the model has no data to verify on.
+    """One exported and verified file.
 
-    ``plain`` is the same recipe without its network steps, where it has any and they are to be weighed; ``payoff`` is
-    what those steps bought.
+    ``ladder`` is None where the model has no data: then ``shown`` is what made-up inputs showed. ``plain`` is the same
+    recipe without its network steps, where it has any and they are to be weighed; ``payoff`` is what these bought.
     """
 
     model: Model
@@ -58,6 +59,12 @@ class Export:
     plain: Made | None = None
     payoff: Payoff | None = None
     cautions: list[str] = field(default_factory=list)
+    shown: Shown = field(default_factory=Shown)
+
+    @property
+    def parity(self) -> list[Rung]:
+        """The rungs climbed, on data or on made-up inputs."""
+        return self.ladder.parity if self.ladder else self.shown.parity
 
     def row(self) -> dict[str, Any]:
         """The artifact as `export --json` lists it: with its accuracy and parity."""
@@ -65,8 +72,8 @@ class Export:
         return {
             **codec.to_dict(self.artifact),
             "accuracy": codec.to_dict(ladder.accuracy) if ladder else None,
-            "parity": [codec.to_dict(rung) for rung in ladder.parity] if ladder else [],
-            "reason": "" if ladder else "the model has no evaluation data",
+            "parity": [codec.to_dict(rung) for rung in self.parity],
+            "reason": "" if ladder else f"the model has no evaluation data; parity: {self.shown.source}",
             "cautions": self.cautions,
             "pruning": codec.to_dict(self.payoff) if self.payoff else None,
         }
@@ -121,7 +128,7 @@ def convert(request: Request, progress: Progress) -> Result:
         item = prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, request.weigh)
         if board:
             cautions = preflight.check(item.artifact, board, f"{source.name} {request.recipe} for {request.target}")
-            item = replace(item, cautions=cautions)
+            item = replace(item, cautions=[*item.cautions, *cautions])
             for caution in cautions:
                 progress.note(caution)
         if item.ladder:
@@ -155,7 +162,11 @@ def prepare(
     rest = recipes.without_network(recipe) if weigh else None
     plain = export.make(source, rest, format_name, wanted, progress, max_drop=max_drop, judge=judge) if rest else None
     if dataset is None:
-        return Export(source, made, None, made.artifact, plain)
+        with progress.task(f"verify {source.name} {recipe} {format_name} on made-up inputs", "s"):
+            shown = made_up.climb(source, made)
+        for caution in shown.cautions:
+            progress.note(f"caution: {caution}")
+        return Export(source, made, None, made.artifact, plain, cautions=shown.cautions, shown=shown)
     with progress.task(f"verify {source.name} {recipe} {format_name} on the host", "s"):
         return Export(source, made, verify.climb(source, made, dataset), made.artifact, plain)
 

@@ -187,7 +187,7 @@ def draft(made: Export, source: Model, text: str, facts: Board, target: str, man
     report = bench.blank_report(source.facts, made.artifact, facts, target, manifest)
     report = replace(report, recipe=text, steps=made.made.steps)
     ladder = made.ladder
-    return replace(report, accuracy=ladder.accuracy, parity=ladder.parity) if ladder else report
+    return replace(report, accuracy=ladder.accuracy if ladder else None, parity=made.parity)
 
 
 def options_for(request: Request, target: Target, facts: Board) -> ExportOptions:

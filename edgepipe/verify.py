@@ -88,7 +88,7 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
     for place, artifact in enumerate(made.stages):
         after = outputs_of(artifact, dataset)
         adapted = place > 0 and artifact.recipe == made.stages[place - 1].recipe
-        name, tolerance = (export.ADAPTED, EXACT) if adapted else _rung_of(artifact)
+        name, tolerance = (export.ADAPTED, EXACT) if adapted else rung_of(artifact)
         parity.append(compare(name, before, after, task, tolerance))
         before = after
     accuracy = replace(accuracy, exported=_score(task, before, dataset, reference))
@@ -131,7 +131,7 @@ def _features(name: str) -> Callable[[Any], Any]:
         layout = judge.preprocessing.layout
         fed = torch.from_numpy(prepare(low + (high - low) * images, judge.preprocessing, layout))
         digest = hashlib.sha256(fed.numpy().tobytes()).hexdigest()
-        return _cached(cache.key("features", model=judge.identity, data=digest), lambda: [_seen(judge.module, fed)])[0]
+        return cached(cache.key("features", model=judge.identity, data=digest), lambda: [_seen(judge.module, fed)])[0]
 
     return features
 
@@ -167,7 +167,7 @@ def _reference(model: Model, made: Made, dataset: Dataset) -> Outputs:
     return outputs_of(export.artifact_of_file(model.path, model), dataset)
 
 
-def _rung_of(artifact: Artifact) -> tuple[str, Tolerance]:
+def rung_of(artifact: Artifact) -> tuple[str, Tolerance]:
     """The rung a file stands on, and what it may lose: by the last step of its recipe."""
     last = artifact.recipe.split("+")[-1]
     if artifact.recipe == UNKNOWN:
@@ -211,7 +211,7 @@ def judge(ladder: Ladder, max_drop: float | None, where: str) -> None:
 def framework(model: Model, dataset: Dataset) -> Outputs:
     """The torch module's answers to the dataset, as float32 arrays; cached by weights and data."""
     key = cache.key("framework", model=model.identity, data=dataset.sha256, torch=cache.versions(("torch",)))
-    return _cached(key, lambda: _torch_outputs(model, dataset))
+    return cached(key, lambda: _torch_outputs(model, dataset))
 
 
 def outputs_of(artifact: Artifact, dataset: Dataset, *, optimize: bool = False) -> Outputs:
@@ -226,7 +226,7 @@ def outputs_of(artifact: Artifact, dataset: Dataset, *, optimize: bool = False) 
 
     versions = cache.versions(runtimes.find(runtimes.runtime_for(artifact.format)).PACKAGES)
     key = cache.key("outputs", file=artifact.sha256, data=dataset.sha256, optimize=optimize, runtime=versions)
-    return _cached(key, run)
+    return cached(key, run)
 
 
 def scorer(model: Model, dataset: Dataset | None) -> Callable[[Artifact], float | None] | None:
@@ -355,7 +355,8 @@ def _torch_outputs(model: Model, dataset: Dataset, batch: int = _FED) -> Outputs
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _cached(key: str, make: Callable[[], Outputs]) -> Outputs:
+def cached(key: str, make: Callable[[], Outputs]) -> Outputs:
+    """What ``make`` returns, kept in the work cache under ``key``."""
     import numpy as np
 
     def build(folder: Path) -> None:

@@ -58,6 +58,11 @@ class _Made(Protocol):
     def steps(self) -> list[Step]: ...
 
 
+class _Shown(Protocol):
+    @property
+    def source(self) -> str: ...
+
+
 class Exported(Protocol):
     """What `show_exports` needs to know of an exported file."""
 
@@ -72,6 +77,14 @@ class Exported(Protocol):
     @property
     def made(self) -> _Made:
         """The steps it was made by."""
+
+    @property
+    def parity(self) -> list[Rung]:
+        """Each stage against the one before, on data or on made-up inputs."""
+
+    @property
+    def shown(self) -> _Shown:
+        """What it was shown on where there was no data."""
 
     @property
     def payoff(self) -> Payoff | None:
@@ -172,7 +185,8 @@ def show_exports(exports: Iterable[Exported], console: Console) -> None:
         if item.made.steps:
             console.print(_steps(item.made.steps, ladder.accuracy if ladder else None))
         if ladder is None:
-            console.print(_text("not verified: the model has no evaluation data", "yellow"))
+            console.print(_text(f"the model has no evaluation data: {item.shown.source}", "yellow"))
+            _ladder(None, item.parity, console)
         else:
             _ladder(ladder.accuracy, ladder.parity, console)
         if item.payoff:

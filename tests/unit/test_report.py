@@ -154,12 +154,14 @@ def test_exports_show_steps_accuracy_and_parity():
     made = SimpleNamespace(steps=one.steps)
     out = io.StringIO()
     console = Console(file=out, width=100, highlight=False)
-    exports = [SimpleNamespace(artifact=one.artifact, ladder=part, made=made, payoff=None) for part in (ladder, None)]
+    shown = SimpleNamespace(source="24 made-up samples")
+    alike = {"artifact": one.artifact, "made": made, "payoff": None, "parity": one.parity, "shown": shown}
+    exports = [SimpleNamespace(ladder=part, **alike) for part in (ladder, None)]
     tables.show_exports(exports, console)
     text = out.getvalue()
     assert "what changing the network bought" not in text
     assert "331 kB" in text and "quantized:int8" in text and "baseline 92.31 %" in text
-    assert "not verified" in text
+    assert "no evaluation data" in text and "24 made-up samples" in text
 
 
 def test_what_changing_the_network_bought_is_told_everywhere():
