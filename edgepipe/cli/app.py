@@ -14,7 +14,7 @@ VERBS = (
     "inspect",
     "compress", "export", "verify", "deploy", "bench", "compare", "status", "rollback", "gc", "doctor", "provision",
 )  # fmt: skip
-GROUPS = ("targets", "fleet", "study", "report", "runs")
+GROUPS = ("targets", "fleet", "study", "llm", "report", "runs")
 
 app = typer.Typer(
     name="edgepipe",

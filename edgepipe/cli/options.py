@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -127,8 +126,12 @@ InputShape = Annotated[
 
 def emit(document: Any) -> None:
     """Write one JSON document to stdout."""
-    json.dump(codec.to_dict(document), sys.stdout, indent=2, allow_nan=False, default=codec.to_dict)
-    print()
+    print(text(document))
+
+
+def text(document: Any) -> str:
+    """A document as JSON."""
+    return json.dumps(codec.to_dict(document), indent=2, allow_nan=False, default=codec.to_dict)
 
 
 def fraction(text: str, flag: str) -> float | None:

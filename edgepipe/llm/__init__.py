@@ -1,0 +1,1 @@
+"""Language models: read from GGUF, exported with a key-value cache, quantised, and measured token by token."""

@@ -1,0 +1,121 @@
+"""Run an exported language model token by token with onnxruntime, score it and time it. Needs numpy and onnxruntime.
+
+What is called from elsewhere runs in a child process of its own, so that its peak memory is the model's.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+
+class Decoder:
+    """A session and the cache of the sequence so far."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._shapes = {i.name: [1, i.shape[1], 0, i.shape[3]] for i in self._session.get_inputs()[2:]}
+        self._names = [output.name for output in self._session.get_outputs()]
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a new sequence."""
+        self._past: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+
+    def step(self, tokens: list[int], rows: list[int] | None = None) -> Any:
+        """Take ``tokens`` in; return logits [R, V] at ``rows``, by default at the last one."""
+        wanted = [len(tokens) - 1] if rows is None else rows
+        feed = {"tokens": np.array([tokens], np.int64), "rows": np.array(wanted, np.int64), **self._past}
+        logits, *kept = self._session.run(self._names, feed)
+        self._past = dict(zip(self._shapes, kept, strict=True))
+        return logits
+
+
+def perplexity(path: str, threads: int, tokens: list[int], window: int, stride: int) -> list[float]:
+    """The mean negative log-likelihood, in nats a token, of each window. Runs in a child.
+
+    A window is ``window`` tokens in a row with an empty cache before; the next begins ``stride`` further. Of each the
+    last ``stride`` predictions count (all ``window - 1`` where the stride is the window): the rest is context.
+    """
+    from edgepipe import isolate
+
+    decoder, found = Decoder(path, threads), []
+    scored = min(stride, window - 1)
+    starts = range(0, len(tokens) - window + 1, stride)
+    for start in starts:
+        part = tokens[start : start + window]
+        decoder.forget()
+        logits = decoder.step(part[:-1], list(range(window - 1 - scored, window - 1)))
+        found.append(_loss(logits, part[-scored:]))
+        isolate.report(len(found), len(starts))
+    return found
+
+
+def agreement(path: str, threads: int, question: list[int], answer: list[int]) -> float:
+    """The share of ``answer``'s tokens that this file would choose too, each after those before. Runs in a child.
+
+    The answer is fed one token at a time, as it is when it is made: kernels for one row differ from those for many, and
+    a framed question holds marks that a plain text lacks.
+    """
+    decoder = Decoder(path, threads)
+    fed = [question, *([token] for token in answer[:-1])]
+    same = [int(decoder.step(part)[0].argmax()) == token for part, token in zip(fed, answer, strict=True)]
+    return sum(same) / len(same)
+
+
+def _loss(logits: Any, truth: list[int]) -> float:
+    """Mean cross-entropy in nats."""
+    values = logits.astype(np.float64)
+    values -= values.max(-1, keepdims=True)
+    sums = np.log(np.exp(values).sum(-1))
+    loss = float((sums - values[np.arange(len(truth)), truth]).mean())
+    return loss if math.isfinite(loss) else math.inf
+
+
+def generate(path: str, threads: int, tokens: list[int], most: int, end: int) -> list[int]:
+    """The likeliest continuation, token by token, up to ``end`` or ``most`` tokens. Runs in a child."""
+    decoder, part = Decoder(path, threads), tokens
+    found: list[int] = []
+    while len(found) < most:
+        found.append(int(decoder.step(part)[0].argmax()))
+        if found[-1] == end:
+            break
+        part = found[-1:]
+    return found
+
+
+def timed(path: str, threads: int, prompt: list[int], new: int, repeats: int) -> dict[str, Any]:
+    """Load the model and answer ``prompt`` with ``new`` tokens, ``repeats`` times after one that warms up.
+
+    Runs in a child. Times are in ms: ``load``, ``cold`` (the first token of the first answer), ``first`` (to the first
+    token, of each answer), ``next`` (each token after it, of each answer). ``peak_bytes`` is the most memory the
+    process held, the runtime's own included.
+    """
+    from edgepipe import isolate
+
+    start = time.perf_counter()
+    decoder = Decoder(path, threads)
+    loaded = (time.perf_counter() - start) * 1e3
+    first, following = [], []
+    for turn in range(repeats + 1):
+        decoder.forget()
+        ticks, part = [time.perf_counter()], prompt
+        for _ in range(new):
+            part = [int(decoder.step(part)[0].argmax())]
+            ticks.append(time.perf_counter())
+        spans = [(after - before) * 1e3 for before, after in pairwise(ticks)]
+        first.append(spans[0])
+        following.append(spans[1:])
+        isolate.report(turn + 1, repeats + 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"load": loaded, "cold": first[0], "first": first[1:], "next": following[1:], "peak_bytes": peak}
