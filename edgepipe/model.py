@@ -7,13 +7,14 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from edgepipe import paths, plugins
 from edgepipe.cache import hash_file
 from edgepipe.codec import from_dict
 from edgepipe.data import DataPaths, Given, IdxPair
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.fetched import Package
 from edgepipe.record import ModelFacts
 from edgepipe.schema import NAME, Preprocessing, TensorSpec
 
@@ -26,6 +27,7 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 class Card:
     """What ``model.toml`` says. Shapes are of one sample: without the batch. A file without a card has an empty one.
 
+    ``weights_from`` is the part of the weights that a package has.
     ``features`` names the model whose last layer's input a task compares images by.
     """
 
@@ -36,6 +38,7 @@ class Card:
     module: str = "model.py"
     weights: str = ""
     weights_sha256: str = ""
+    weights_from: Optional[Package] = None  # noqa: UP045  the codec reads Optional
     labels: list[str] = field(default_factory=list)
     inputs: list[TensorSpec] = field(default_factory=list)
     outputs: list[TensorSpec] = field(default_factory=list)

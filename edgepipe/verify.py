@@ -77,7 +77,7 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
     reference = _reference(model, made, dataset)
     before = reference
     accuracy = replace(_metric_of(task, dataset), baseline=_score(task, before, dataset, reference))
-    accuracy = _furthered(accuracy, "baseline", task, before, dataset, model.features)
+    accuracy = _furthered(accuracy, "baseline", task, before, dataset, reference, model.features)
     _check_floor(model, accuracy)
     parity: list[Rung] = []
     if made.model is not model:
@@ -92,7 +92,7 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
         parity.append(compare(name, before, after, task, tolerance))
         before = after
     accuracy = replace(accuracy, exported=_score(task, before, dataset, reference))
-    accuracy = _furthered(accuracy, "exported", task, before, dataset, model.features)
+    accuracy = _furthered(accuracy, "exported", task, before, dataset, reference, model.features)
     return Ladder(accuracy, parity, before, reference, model.features)
 
 
@@ -105,13 +105,16 @@ def _metric_of(task: Any, dataset: Dataset) -> Accuracy:
 
 
 def _furthered(
-    accuracy: Accuracy, place: str, task: Any, outputs: Outputs, dataset: Dataset, features: str
+    accuracy: Accuracy, place: str, task: Any, outputs: Outputs, dataset: Dataset, reference: Outputs, features: str
 ) -> Accuracy:
     """The accuracy with what else the task measures at this place; figures that are not finite are left out."""
     if dataset.labels is None or not hasattr(task, "further"):
         return accuracy
     more = {"features": _features(features)} if features else {}
-    found = {name: float(value) for name, value in task.further(outputs, dataset.labels, **more).items()}
+    measured = task.further(outputs, dataset.labels, **more)
+    if place != "baseline" and hasattr(task, "agreement"):
+        measured |= task.agreement(reference, outputs)
+    found = {name: float(value) for name, value in measured.items()}
     found = {name: value for name, value in found.items() if math.isfinite(value)}
     return replace(accuracy, further={**accuracy.further, place: found})
 
@@ -182,7 +185,7 @@ def on_device(ladder: Ladder, outputs: Outputs, dataset: Dataset, task_name: str
     task = plugins.task(task_name)
     rung = compare("on_device", ladder.outputs, outputs, task, SAME_FILE)
     accuracy = replace(ladder.accuracy, on_device=_score(task, outputs, dataset, ladder.reference))
-    accuracy = _furthered(accuracy, "on_device", task, outputs, dataset, ladder.features)
+    accuracy = _furthered(accuracy, "on_device", task, outputs, dataset, ladder.reference, ladder.features)
     return replace(ladder, accuracy=accuracy, parity=[*ladder.parity, rung], outputs=outputs)
 
 

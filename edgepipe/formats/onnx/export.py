@@ -109,7 +109,17 @@ def _from_program(source: str, names: tuple[list[str], list[str]], opset: int) -
         verbose=False,
     )
     assert program is not None
+    _part_names(program.model.graph, {*names[0], *names[1]})
     return program.model_proto
+
+
+def _part_names(graph: Any, names: set[str]) -> None:
+    """Rename values inside that are called as an input or output is: the exporter names them after operators."""
+    ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for node in graph:
+        for value in node.outputs:
+            if value.name in names and id(value) not in ends:
+                value.name = f"{value.name}_inside"
 
 
 def _adopt(source: str, batch: int, shapes: list[list[int]]) -> Any:

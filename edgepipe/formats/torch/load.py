@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgepipe import fetched
 from edgepipe.cache import hash_file
 from edgepipe.codec import canonical
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.fetched import Package
 from edgepipe.formats.torch import program
 from edgepipe.model import Card, Loaded
 from edgepipe.schema import TensorSpec
@@ -46,12 +48,33 @@ def load(path: Path, card: Card) -> Loaded:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"the weights can't be read: {error}", str(path), "get the weights again") from None
+    digest = hash_file(path)
+    if card.weights_from:
+        weights = {**_fetched(card.weights_from, set(module.state_dict())), **weights}
+        digest = hashlib.sha256(f"{digest} {card.weights_from}".encode()).hexdigest()
     _check_keys(module.state_dict(), weights, path)
     module.load_state_dict(weights, strict=True)
-    digest = hash_file(path)
     described = {"card": [card.inputs, card.outputs, card.preprocessing], "code": hash_file(source), "weights": digest}
     identity = hashlib.sha256(canonical(_plain(described))).hexdigest()
     return _loaded(module, card, digest, identity, str(source))
+
+
+def _fetched(wanted: Package, names: set[str]) -> dict[str, Any]:
+    """Those tensors of a package that the network has, by its names; the package may hold more.
+
+    Raises:
+        LinkError: it is not in the cache, and can't be fetched.
+        IntegrityError: it is not the file that was promised.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = fetched.fetch(wanted)
+    try:
+        found = {f"{wanted.prefix}{name}": value for name, value in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"the weights can't be read: {error}", str(path), "name a safetensors file") from None
+    return {name: value for name, value in found.items() if name in names}
 
 
 def _from_program(path: Path, card: Card) -> Loaded:
