@@ -64,7 +64,7 @@ lab-down: $(STAMP) ## end them, and remove all they made
 lab-test: $(STAMP) ## deploy to emulated boards, and break boards
 	$(BIN)/python -m pytest -rs -m lab tests/lab
 
-lab-plug: $(STAMP) ## pull the plug of a whole emulated machine PULLS=20 times in each phase of a deploy (about half an hour)
+lab-plug: $(STAMP) ## pull the plug of a whole emulated machine PULLS=20 times in each phase of a deploy (about an hour)
 	$(BIN)/python -m lab prepare machine
 	PULLS=$(or $(PULLS),20) $(BIN)/python -m pytest -rs -m lab tests/lab/test_plug.py
 
