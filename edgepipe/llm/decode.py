@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from edgepipe.errors import IntegrityError
+
 
 class Decoder:
     """A session and the cache of the sequence so far."""
@@ -46,6 +48,9 @@ def perplexity(path: str, threads: int, tokens: list[int], window: int, stride: 
 
     A window is ``window`` tokens in a row with an empty cache before; the next begins ``stride`` further. Of each the
     last ``stride`` predictions count (all ``window - 1`` where the stride is the window): the rest is context.
+
+    Raises:
+        IntegrityError: the file answers with what is no number.
     """
     from edgepipe import isolate
 
@@ -74,12 +79,18 @@ def agreement(path: str, threads: int, question: list[int], answer: list[int]) -
 
 
 def _loss(logits: Any, truth: list[int]) -> float:
-    """Mean cross-entropy in nats."""
+    """Mean cross-entropy in nats.
+
+    Raises:
+        IntegrityError: it is not finite.
+    """
     values = logits.astype(np.float64)
     values -= values.max(-1, keepdims=True)
     sums = np.log(np.exp(values).sum(-1))
     loss = float((sums - values[np.arange(len(truth)), truth]).mean())
-    return loss if math.isfinite(loss) else math.inf
+    if not math.isfinite(loss):
+        raise IntegrityError("its logits are not finite", "perplexity", "take another form of the weights")
+    return loss
 
 
 def generate(path: str, threads: int, tokens: list[int], most: int, end: int) -> list[int]:

@@ -215,6 +215,14 @@ def test_fed_one_at_a_time_or_all_at_once_a_text_is_as_likely(
     assert decode.agreement(path, 1, tokens, other) == 0.8
 
 
+def test_logits_that_are_no_numbers_are_an_error_not_a_figure() -> None:
+    uniform = np.zeros((2, 4), np.float32)
+    assert decode._loss(uniform, [0, 3]) == pytest.approx(math.log(4))
+    uniform[1, 2] = math.nan
+    with pytest.raises(IntegrityError, match="not finite"):
+        decode._loss(uniform, [0, 3])
+
+
 def test_text_comes_back_from_its_tokens(tiny: Path) -> None:
     from edgepipe.llm.text import Text
 
