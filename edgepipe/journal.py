@@ -129,6 +129,19 @@ class Journal:
             elif kind in ("", record.kind):
                 yield record
 
+    def tail(self, start: int) -> tuple[list[Record], int, bool]:
+        """Return the whole records from byte ``start`` on, where to go on, and whether all is new: the file is another.
+
+        For whoever follows the file while others write.
+        """
+        with self._open(fcntl.LOCK_SH) as handle:
+            size = os.fstat(handle).st_size if handle is not None else 0
+            anew = start > size or (start > 0 and handle is not None and os.pread(handle, 1, start - 1) != b"\n")
+            data = _read(handle, 0 if anew else start) if handle is not None else b""
+        end = data.rfind(b"\n") + 1
+        found = [record for _, _, record in _lines(data[:end]) if record]
+        return found, (0 if anew else start) + end, anew
+
     def get(self, name: str) -> Record | None:
         """Return the record of any kind with this id, as it was kept last, or None."""
         found = self._query(f"SELECT {_COLUMNS} FROM lines WHERE id = ?", (name,))  # noqa: S608 names are ours

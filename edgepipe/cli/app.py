@@ -13,6 +13,7 @@ from edgepipe import __version__
 VERBS = (
     "inspect",
     "compress", "export", "verify", "deploy", "bench", "compare", "status", "rollback", "gc", "doctor", "provision",
+    "serve",
 )  # fmt: skip
 GROUPS = ("targets", "fleet", "study", "llm", "report", "runs")
 
