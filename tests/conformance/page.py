@@ -18,12 +18,14 @@ Written by `make conformance`; do not edit. Public ONNX files go the way `edgepi
 and held against ONNX Runtime with its optimiser off, on each case's own inputs (seeded ones where it has none).
 
 * **right**: every output within 0.2 % (plus 0.01 % of the largest value) of the source's runtime
+  (8-bit integers: within one step, since a tie may be rounded either way)
 * **refused**: one clear error with the reason; nothing was written
 * **wrong**: another answer. The aim is 0.
 * **unexplained**: a crash, or an error that names no reason. The aim is 0.
 
 Files that ONNX Runtime itself does not run, or whose inputs or outputs are not tensors of numbers, are not counted as
-attempted; nor are those whose answer differs where float32 determines none (a softmax of values of 1e9).
+attempted; nor are those whose answer is not determined: a softmax of values of 1e9, where one step of float32 decides,
+and operators that draw at random.
 """
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import UsageError
+from edgepipe.formats.openvino import onnx_traps
 
 _UNKNOWN = ("ONNXFrameworkNode", "NotSupportedONNXNode")  # what the frontend leaves where it has no rule, or it failed
 _MOST = 5  # nodes named in an error
@@ -21,10 +23,15 @@ def converted(source: str) -> Any:
     """
     import openvino
 
-    try:
-        model = openvino.convert_model(source)
-    except Exception as error:  # native code with a class for each kind of check
-        raise _refusal(source, error) from None
+    with tempfile.TemporaryDirectory(prefix="edgepipe-") as folder:
+        onnx = source.endswith(".onnx")
+        given = onnx_traps.mended(source, Path(folder)) if onnx else source
+        try:
+            model = openvino.convert_model(given)
+        except Exception as error:  # native code with a class for each kind of check
+            raise _refusal(source, error) from None
+        if onnx:
+            onnx_traps.lost(model, source)
     free = [
         op for op in model.get_ordered_ops() if any(port.get_partial_shape().rank.is_dynamic for port in op.outputs())
     ]
