@@ -163,3 +163,27 @@ def test_a_rule_that_computes_something_else_is_caught(tmp_path, monkeypatch):
     path = onnx_kit.save(tmp_path / "relu.onnx", [node("Relu", ["x"], ["y"])], {}, {"x": [1, 3]}, {"y": [1, 3]})
     with pytest.raises(IntegrityError, match="gives another output 'y'"):
         from_onnx.convert(path, str(tmp_path / "x.pt2"), 1)
+
+
+def test_whole_numbers_that_are_divided_by_are_not_made_up_as_zero(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEPIPE_CACHE", str(tmp_path / "cache"))
+    values = [helper.make_tensor_value_info(name, TensorProto.INT32, [4]) for name in ("a", "b", "y")]
+    graph = helper.make_graph([helper.make_node("Mod", ["a", "b"], ["y"])], "mod", values[:2], values[2:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(made, tmp_path / "m.onnx")
+    made = export.make(model.load(str(tmp_path / "m.onnx")), "none", "tflite")
+    assert made.artifact.format == "tflite"
+
+
+def test_what_would_crash_the_converter_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEPIPE_CACHE", str(tmp_path / "cache"))
+    weights = {"w": np.ones((1, 2, 3, 3, 3), np.float32)}
+    path = onnx_kit.save(
+        tmp_path / "m.onnx",
+        [node("ConvTranspose", ["x", "w"], ["y"])],
+        weights,
+        {"x": [1, 1, 3, 4, 5]},
+        {"y": [1, 2, 5, 6, 7]},
+    )
+    with pytest.raises(UsageError, match="no transposed convolution in three dimensions"):
+        export.make(model.load(path), "none", "tflite")

@@ -81,8 +81,9 @@ def convert(source: str, target: str, channels_last: bool) -> dict[str, Any]:
     import torch
 
     program = torch.export.load(source)
+    _refuse(program)
     module: Any = _steady(program.module())
-    example = tuple(_made_up(tensor) for tensor in program.example_inputs[0])
+    example = _example(module, program.example_inputs[0])
     if channels_last:
         module = litert_torch.to_channel_last_io(module, args=[0])
         example = (example[0].movedim(1, -1).contiguous(), *example[1:])
@@ -96,10 +97,32 @@ def convert(source: str, target: str, channels_last: bool) -> dict[str, Any]:
     return _read_back(target, module, example)
 
 
-def _made_up(like: Any) -> Any:
+def _refuse(program: Any) -> None:
+    """Refuse what would end the converter's process instead of raising."""
+    for node in program.graph.nodes:
+        target = str(node.target)
+        if target.startswith("aten.conv_transpose3d") or (target.startswith("aten.convolution") and _transposed(node)):
+            what = f"litert-torch has no transposed convolution in three dimensions ({node.name})"
+            raise UsageError(what, "export to tflite", "export to onnx or openvino")
+
+
+def _transposed(node: Any) -> bool:
+    transposed, weight, volume = 6, 1, 5  # places of aten.convolution's arguments; the rank of a weight in 3-D
+    return bool(node.args[transposed]) and node.args[weight].meta["val"].dim() == volume
+
+
+def _example(module: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs to trace with and to try the file on: whole numbers are 1, which divides, or 0 where 1 is no index."""
     import torch
 
-    return torch.rand(like.shape) if like.is_floating_point() else torch.zeros_like(like)
+    for made_up in (torch.ones_like, torch.zeros_like):
+        found = tuple(torch.rand(x.shape) if x.is_floating_point() else made_up(x) for x in like)
+        try:
+            module(*found)
+        except (RuntimeError, IndexError):
+            continue
+        return found
+    return found
 
 
 def _refusal(error: Exception) -> UsageError:
@@ -140,12 +163,18 @@ def _read_back(target: str, module: Any, example: tuple[Any, ...]) -> dict[str, 
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=target, num_threads=1)
-    interpreter.allocate_tensors()
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise _unrunnable(error) from None
     details = interpreter.get_input_details(), interpreter.get_output_details()
     order = [_number(detail["name"], len(details[0])) for detail in details[0]]
     for index, detail in zip(order, details[0], strict=True):
         interpreter.set_tensor(detail["index"], example[index].numpy().astype(detail["dtype"]))
-    interpreter.invoke()
+    try:
+        interpreter.invoke()
+    except RuntimeError as error:
+        raise _unrunnable(error) from None
     result = module(*example)
     wanted = [item.detach().numpy() for item in (result if isinstance(result, tuple | list) else [result])]
     back = [_number(detail["name"], len(details[1])) for detail in details[1]]
@@ -159,6 +188,12 @@ def _read_back(target: str, module: Any, example: tuple[Any, ...]) -> dict[str, 
         "inputs": [_fact(index, detail) for index, detail in zip(order, details[0], strict=True)],
         "outputs": [_fact(index, detail) for index, detail in zip(back, details[1], strict=True)],
     }
+
+
+def _unrunnable(error: RuntimeError) -> UsageError:
+    """What LiteRT says of a file that was converted and that it can't run."""
+    what = f"LiteRT can't run what was converted: {' '.join(str(error).split())[:200]}"
+    return UsageError(what, "export to tflite", "leave the operation out of the model, or export to onnx or openvino")
 
 
 def _alike(have: Any, wanted: Any) -> bool:
