@@ -6,6 +6,7 @@ FIDO2 token, and no cryptography is written here. See docs/adr/0010.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import os
@@ -25,6 +26,7 @@ from edgepipe.schema import NAME
 
 _PLACES = "/usr/bin:/bin:/usr/local/bin:/opt/bin"
 _MOST_SIGNERS = 64 << 10
+_HEAD = b"SSHSIG\0\0\0\1"
 _MOST_SIGNATURE = 16 << 10
 _SECONDS = 60.0
 
@@ -111,6 +113,7 @@ def _signer(store: Store, signers: str, signed: Signed) -> str:
     """
     if len(signed.signature) > _MOST_SIGNATURE:
         raise IntegrityError(f"a signature of more than {_MOST_SIGNATURE} bytes", "signature")
+    _check_head(signed.signature)
     folder = tempfile.mkdtemp(dir=store.path("tmp"))
     try:
         allowed, signature = os.path.join(folder, "allowed"), os.path.join(folder, "signature")
@@ -129,6 +132,21 @@ def _signer(store: Store, signers: str, signed: Signed) -> str:
         return clean(who, 128)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_head(signature: str) -> None:
+    """Refuse what does not begin as an SSHSIG of version 1: no signature covers that, and ssh-keygen takes 0 as well.
+
+    Raises:
+        IntegrityError: it does not.
+    """
+    body = "".join(line for line in signature.splitlines() if not line.startswith("-"))
+    try:
+        head = base64.b64decode(body, validate=True)[: len(_HEAD)]
+    except ValueError:
+        head = b""
+    if head != _HEAD:
+        raise IntegrityError("refused: not a signature", "signature", "sign it anew")
 
 
 def _refused(what: str, done: "subprocess.CompletedProcess[bytes]") -> IntegrityError:

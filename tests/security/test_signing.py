@@ -217,6 +217,23 @@ def test_no_tampered_order_is_accepted(tmp_path, keys):
     report(8, f"{accepted} of {TRIES:,} tampered orders accepted", ok=accepted == 0)
 
 
+def test_an_sshsig_of_another_version_is_refused(tmp_path, keys):
+    """The version is in front of what is signed, and ssh-keygen lets 0 pass."""
+    store = Store(str(tmp_path))
+    store.prepare()
+    known = trust.pinned(store, ledger.Ledger(counter=5), "rack-7", signing.allowed_line(keys[0], "ann"))
+    manifest, _ = release("good")
+    good = order(manifest, "rack-7", 6, keys[0])
+    first, *body, last = good.signature.strip().splitlines()
+    data = bytearray(base64.b64decode("".join(body)))
+    assert data[:10] == b"SSHSIG\0\0\0\1"
+    data[9] = 0
+    other = "\n".join([first, base64.b64encode(bytes(data)).decode(), last, ""])
+    for wrong in (other, "", "not armour", first + "\n" + last):
+        with pytest.raises(IntegrityError, match="refused: not a signature"):
+            trust.check(store, known, "release", digest(manifest), Signed(good.statement, wrong))
+
+
 def tampered(source: random.Random, manifest: Manifest, good: Signed, foreign: Signed) -> tuple[str, Signed]:
     """A digest of a manifest and an order that do not belong together, or were changed on the way."""
     statement = good.statement
