@@ -161,6 +161,8 @@ def prepare(
     made = export.make(source, recipe, format_name, wanted, progress, evaluate, max_drop=max_drop, judge=judge)
     rest = recipes.without_network(recipe) if weigh else None
     plain = export.make(source, rest, format_name, wanted, progress, max_drop=max_drop, judge=judge) if rest else None
+    if dataset is None and source.data is not None:
+        return Export(source, made, None, made.artifact, plain)  # whoever asked has no use for a verdict
     if dataset is None:
         with progress.task(f"verify {source.name} {recipe} {format_name} on made-up inputs", "s"):
             shown = made_up.climb(source, made)
