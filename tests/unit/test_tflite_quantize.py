@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from edgepipe import export, isolate
+from edgepipe.agent import runtimes
 from edgepipe.artifact import ExportOptions
 from edgepipe.cache import Cache
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.formats.tflite import graph, inspect, layers, quantize, ranges, static, weights_only
+from edgepipe.schema import RunOptions
 
 from . import formats_kit as kit
 
@@ -509,3 +511,21 @@ def test_a_transformer_encoder(tmp_path):
                 assert {graph.kind(main.tensors[int(index)]) for index in op.outputs} == {"FLOAT32"}
     assert weights_only.int4(path, str(target), 32).startswith("5 layers in groups of 32")
     assert kit.cosine(run(target, samples), wanted) > 0.9
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_groups_of_int4_compute_the_same_with_and_without_optimisation(tmp_path, optimize):
+    """The reference kernel of LiteRT 2.3 takes no notice of groups: the host's rungs must not run it."""
+    import litert_torch
+    import torch
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(128, 10)).eval()
+    source, target = str(tmp_path / "fc.tflite"), str(tmp_path / "int4.tflite")
+    litert_torch.convert(network, (torch.rand(1, 128),)).export(source)
+    assert "1 layers in groups of 32" in weights_only.int4(source, target, 32)
+    fed = np.random.default_rng(0).normal(size=(1, 128)).astype(np.float32)
+    artifact = export.artifact_of_file(Path(target))
+    found = runtimes.find("tflite").load(target, RunOptions(optimize=optimize), artifact).run([fed])[0]
+    with torch.no_grad():
+        assert kit.cosine(found, network(torch.from_numpy(fed)).numpy()) > 0.99

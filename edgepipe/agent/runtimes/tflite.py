@@ -181,16 +181,33 @@ def load(path: str, options: RunOptions, artifact: Artifact) -> TfliteSession:
 
 
 def _opened(path: str, options: RunOptions) -> Any:
-    """The interpreter; without optimisation with reference kernels, or plain ones where an operator has no such."""
+    """The interpreter; without optimisation with reference kernels, or plain ones where those won't do."""
     module = _module()
     if options.optimize:
         return module.Interpreter(model_path=path, num_threads=options.threads)
     kinds = module.OpResolverType
     told: Dict[str, Any] = {"model_path": path, "num_threads": options.threads}
     try:
-        return module.Interpreter(experimental_op_resolver_type=kinds.BUILTIN_REF, **told)
+        interpreter = module.Interpreter(experimental_op_resolver_type=kinds.BUILTIN_REF, **told)
     except ValueError:  # e.g. "Didn't find op for builtin opcode 'CEIL'"
+        interpreter = None
+    if interpreter is None or _in_blocks(interpreter):
         return module.Interpreter(experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES, **told)
+    return interpreter
+
+
+def _in_blocks(interpreter: Any) -> bool:
+    """Whether weights of a fully connected layer have more scales than outputs.
+
+    LiteRT 2.3's reference kernel computes garbage of such groups; its others are right.
+    """
+    try:
+        tensors = {one["index"]: one for one in interpreter.get_tensor_details()}
+        rows = [row for row in interpreter._get_ops_details() if row["op_name"] == "FULLY_CONNECTED"]
+        weights = [tensors[int(row["inputs"][1])] for row in rows]
+        return any(one["quantization_parameters"]["scales"].size > int(one["shape"][0]) for one in weights)
+    except (AttributeError, KeyError, IndexError, ValueError, RuntimeError):
+        return False  # a package that does not tell knows no such layers either
 
 
 def _names(interpreter: Any) -> Dict[str, str]:
