@@ -192,7 +192,8 @@ def _check_dynamic(model: Model, name: str, dynamic: dict[str, list[int]]) -> No
     for key, axes in dynamic.items():
         if key and key not in known:
             raise plugins.unknown("input", key, list(known))
-        shapes = [known[key]] if key else list(known.values())
+        # A free batch is that of the inputs that have one: a scalar beside them has none.
+        shapes = [known[key]] if key else [shape for shape in known.values() if shape] or list(known.values())
         for axis, shape in product(axes, shapes):
             if axis >= len(shape):
                 raise UsageError(f"the input has {len(shape)} axes, 0 to {len(shape) - 1}", f"{flag} {key}={axis}")

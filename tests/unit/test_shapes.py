@@ -100,6 +100,17 @@ def test_axes_are_left_free_by_name(name):
     assert np.abs(kit.run(made, larger) - want).max() < 1e-5
 
 
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_a_free_batch_leaves_a_scalar_beside_it_as_it_is(tmp_path, form):
+    from onnx import helper
+
+    kit.use_home()
+    nodes = [helper.make_node("Mul", ["x", "k"], ["y"])]
+    path = onnx_kit.save(tmp_path / "m.onnx", nodes, {}, {"x": ["n", 3], "k": []}, {"y": ["n", 3]})
+    made = exported(path, form, tmp_path / "out", None, dynamic={"": [0]})
+    assert [spec.shape for spec in made.inputs] == [[-1, 3], []]
+
+
 @pytest.mark.parametrize(
     ("dynamic", "form", "says"),
     [
