@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +34,28 @@ def figures(folder: Path) -> list[Figure]:
     """Throughput of a push over that of sftp; a warm deploy's link time over ssh's own start."""
     if not shutil.which("sftp"):
         return [missing("push / sftp", "no OpenSSH client on this machine")]
-    with Sshd() as server:
+    with _server() as server:
         ssh = _options(server, folder)
-        # Both sides use this one server: starting it is no part of what is compared.
-        loopback.open_link = lambda endpoint: _link(server, endpoint)  # type: ignore[assignment,return-value]
         found = [_push(server, ssh, folder), _warm(server, ssh), *_against_rsync(server, ssh, folder)]
         return [*found, *_deltas(server, ssh, folder)]
+
+
+def push_figure(folder: Path) -> Figure:
+    """Throughput of a push over that of sftp, alone; needs OpenSSH's client and server."""
+    with _server() as server:
+        return _push(server, _options(server, folder), folder)
+
+
+@contextmanager
+def _server() -> Iterator[Sshd]:
+    """One server for both sides: starting it is no part of what is compared."""
+    before = loopback.open_link
+    with Sshd() as server:
+        loopback.open_link = lambda endpoint: _link(server, endpoint)  # type: ignore[assignment,return-value]
+        try:
+            yield server
+        finally:
+            loopback.open_link = before
 
 
 def _link(server: Sshd, endpoint: Endpoint) -> SshLink:

@@ -71,7 +71,10 @@ def test_ctrl_c_prints_the_front_and_the_same_command_goes_on(cli: Cli, model: s
     assert "not beaten" in err
     done = cli(*command)
     again = json.loads(done.stdout)
-    assert again["trials"][0] == found["trials"][0] | {"status": "final", "final": again["trials"][0]["final"]}
+    verdict = {"status", "final"}  # of the two trials whichever beats the other is looked at once more, and is final
+    same = [{k: v for k, v in trials[0].items() if k not in verdict} for trials in (again["trials"], found["trials"])]
+    assert same[0] == same[1]
+    assert "final" in [trial["status"] for trial in again["trials"]]
     assert again["recommended"]
     assert Path(again["recommended"]["toml"]).is_file()
     assert cli("compress", model, "--recipe", again["recommended"]["toml"], "-o", "again").returncode == 0

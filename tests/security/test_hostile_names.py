@@ -132,7 +132,7 @@ JSON = st.recursive(
 )
 
 
-MESSAGES = scale(500, 1_000_000)
+MESSAGES = scale(500, 50_000)  # beside the million that tests/fuzz makes, guided by coverage
 
 
 @settings(max_examples=MESSAGES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
