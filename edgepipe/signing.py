@@ -120,7 +120,8 @@ def sign(data: bytes, key: Path) -> str:
         ) from None
     if done.returncode or b"BEGIN SSH SIGNATURE" not in done.stdout:
         said = " ".join(done.stderr.decode("utf-8", "replace").split())[-200:]
-        raise UsageError(f"ssh-keygen can't sign: {said}", str(key), "unlock the key for this session: ssh-add FILE")
+        fix = f"put the key back, or unlock it: ssh-add {key}; or sign with another: {KEY_VARIABLE}=FILE"
+        raise UsageError(f"ssh-keygen can't sign: {said}", str(key), fix)
     return done.stdout.decode("ascii")
 
 

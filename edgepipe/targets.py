@@ -230,11 +230,13 @@ def _links() -> list[str]:
     return [kind for kind in plugins.names("link") if kind != "pins"]
 
 
-def add(name: str, like: str, host: str, replace: bool = False) -> Path:
+def add(name: str, like: str, host: str, identity: str = "") -> Path:
     """Write a target of the user's own that is like another one, at ``host``; returns its file.
 
+    ``identity`` is the key file to log in with, where not those that the SSH configuration names.
+
     Raises:
-        UsageError: a bad name or address, no such kind of board, or the file is there already.
+        UsageError: a bad name or address, no such kind of board or key, or the file is there already.
     """
     _check_name(name)
     address = parse_address(host)
@@ -246,10 +248,16 @@ def add(name: str, like: str, host: str, replace: bool = False) -> Path:
             f"a target can't be like itself: {name}", "targets add", "choose another name, e.g. my-" + name
         )
     path = paths.config_home() / "targets" / f"{name}.toml"
-    if path.exists() and not replace:
+    if path.exists():
         raise UsageError(f"target {name} exists already", str(path), "edit that file, or choose another name")
+    values = {"like": like, "host": str(address)}
+    if identity:
+        file = Path(identity).expanduser().absolute()
+        if not file.is_file():
+            raise UsageError(f"no such key file: {file}", "--identity", "name the private key, e.g. ~/.ssh/id_ed25519")
+        values["identity"] = str(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"like = {json.dumps(like)}\nhost = {json.dumps(str(address))}\n", encoding="utf-8")
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
     return path
 
 

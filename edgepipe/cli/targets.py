@@ -51,11 +51,14 @@ def add(
         str, typer.Option("--like", help="The shipped target it is one of.", autocompletion=options.complete_target)
     ],
     host: options.Host,
+    identity: Annotated[
+        str, typer.Option("--identity", help="The private key to log in with; else those ~/.ssh/config names.")
+    ] = "",
 ) -> None:
     """Add a board of your own: a name for one of the known kinds at an address."""
     from edgepipe import targets
 
-    path = targets.add(name, like, host)
+    path = targets.add(name, like, host, identity)
     typer.echo(f"{path}\nnext: edgepipe targets pin {name}", err=True)
 
 

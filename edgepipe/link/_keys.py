@@ -54,7 +54,7 @@ def _refused(hop: Hop, tried: list[str], locked: list[str]) -> Refused:
             f"unlock it for this session: ssh-add {names}",
         )
     fix = f"install a key there: ssh-copy-id {f'-p {hop.port} ' if hop.port != 22 else ''}{hop.user}@{hop.host}"  # noqa: PLR2004
-    return Refused(what, str(hop), f"{fix}; or name one by IdentityFile in ~/.ssh/config")
+    return Refused(what, str(hop), f"{fix}; or name one: targets add --identity FILE, or IdentityFile in ~/.ssh/config")
 
 
 def _candidates(hop: Hop, locked: list[str]) -> Iterator[tuple[str, Any]]:

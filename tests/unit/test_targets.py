@@ -65,6 +65,14 @@ def test_own_target_goes_first_and_inherits():
         targets.add("kitchen", "rpi5", "pi@kitchen.local")
 
 
+def test_an_own_target_keeps_the_key_to_log_in_with(tmp_path):
+    with pytest.raises(UsageError, match="no such key file"):
+        targets.add("kitchen", "rpi5", "pi@kitchen.local", str(tmp_path / "id"))
+    (tmp_path / "id").write_text("")
+    targets.add("kitchen", "rpi5", "pi@kitchen.local", str(tmp_path / "id"))
+    assert targets.load("kitchen").endpoint().identity == str(tmp_path / "id")
+
+
 def test_tables_are_merged_key_by_key(tmp_path):
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "rpi4.toml").write_text('like = "base"\n[hardware]\nram_mb = [2048]\n')
