@@ -15,32 +15,53 @@ import numpy as np
 
 from edgepipe.errors import IntegrityError
 
+_GIVEN = 4  # inputs before the caches: tokens, rows, last, total
+
 
 class Decoder:
-    """A session and the cache of the sequence so far."""
+    """A session and the cache of the sequence so far, of ``room`` tokens at most.
 
-    def __init__(self, path: str, threads: int) -> None:
+    The cache is one buffer for each layer and kind that calls write into: nothing of it is ever copied.
+    """
+
+    def __init__(self, path: str, threads: int, room: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.enable_mem_pattern = options.enable_cpu_mem_arena = False  # shapes change with each call
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._shapes = {i.name: [1, i.shape[1], 0, i.shape[3]] for i in self._session.get_inputs()[2:]}
-        self._names = [output.name for output in self._session.get_outputs()]
-        self.forget()
+        self._room, self._seen = room, 0
+        self._bound = self._session.io_binding()
+        self._bound.bind_output("logits", "cpu")
+        pairs = zip(self._session.get_inputs()[_GIVEN:], self._session.get_outputs()[1:], strict=True)
+        for past, following in pairs:
+            _, heads, _, width = past.shape
+            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, room, width), np.float32))
+            self._bound.bind_ortvalue_input(past.name, buffer)
+            self._bound.bind_ortvalue_output(following.name, buffer)
 
     def forget(self) -> None:
         """Begin a new sequence."""
-        self._past: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+        self._seen = 0
 
     def step(self, tokens: list[int], rows: list[int] | None = None) -> Any:
         """Take ``tokens`` in; return logits [R, V] at ``rows``, by default at the last one."""
         wanted = [len(tokens) - 1] if rows is None else rows
-        feed = {"tokens": np.array([tokens], np.int64), "rows": np.array(wanted, np.int64), **self._past}
-        logits, *kept = self._session.run(self._names, feed)
-        self._past = dict(zip(self._shapes, kept, strict=True))
-        return logits
+        self._seen += len(tokens)
+        if self._seen > self._room:
+            raise ValueError(f"{self._seen} tokens, and room for {self._room}")
+        for name, value in (
+            ("tokens", np.array([tokens], np.int64)),
+            ("rows", np.array(wanted, np.int64)),
+            ("last", np.array([self._seen - 1], np.int32)),
+            ("total", np.array(self._seen, np.int32)),
+        ):
+            self._bound.bind_cpu_input(name, value)
+        self._bound.bind_output("logits", "cpu")  # anew: its shape is that of the last call else
+        self._session.run_with_iobinding(self._bound)
+        return self._bound.get_outputs()[0].numpy()
 
 
 def perplexity(path: str, threads: int, tokens: list[int], window: int, stride: int) -> list[float]:
@@ -54,7 +75,7 @@ def perplexity(path: str, threads: int, tokens: list[int], window: int, stride: 
     """
     from edgepipe import isolate
 
-    decoder, found = Decoder(path, threads), []
+    decoder, found = Decoder(path, threads, window), []
     scored = min(stride, window - 1)
     starts = range(0, len(tokens) - window + 1, stride)
     for start in starts:
@@ -72,7 +93,7 @@ def agreement(path: str, threads: int, question: list[int], answer: list[int]) -
     The answer is fed one token at a time, as it is when it is made: kernels for one row differ from those for many, and
     a framed question holds marks that a plain text lacks.
     """
-    decoder = Decoder(path, threads)
+    decoder = Decoder(path, threads, len(question) + len(answer))
     fed = [question, *([token] for token in answer[:-1])]
     same = [int(decoder.step(part)[0].argmax()) == token for part, token in zip(fed, answer, strict=True)]
     return sum(same) / len(same)
@@ -95,7 +116,7 @@ def _loss(logits: Any, truth: list[int]) -> float:
 
 def generate(path: str, threads: int, tokens: list[int], most: int, end: int) -> list[int]:
     """The likeliest continuation, token by token, up to ``end`` or ``most`` tokens. Runs in a child."""
-    decoder, part = Decoder(path, threads), tokens
+    decoder, part = Decoder(path, threads, len(tokens) + most), tokens
     found: list[int] = []
     while len(found) < most:
         found.append(int(decoder.step(part)[0].argmax()))
@@ -115,7 +136,7 @@ def timed(path: str, threads: int, prompt: list[int], new: int, repeats: int) ->
     from edgepipe import isolate
 
     start = time.perf_counter()
-    decoder = Decoder(path, threads)
+    decoder = Decoder(path, threads, len(prompt) + new)
     loaded = (time.perf_counter() - start) * 1e3
     first, following = [], []
     for turn in range(repeats + 1):

@@ -1,6 +1,6 @@
 """From a GGUF to ONNX files with a key-value cache: in float, and with their weights in 8 or 4 bits.
 
-Each function that needs torch or onnx runs in a child process; `made` keeps the files by what went into them.
+What needs torch or onnx runs in a child process; `made` keeps the files by what went into them.
 """
 
 from __future__ import annotations
@@ -8,17 +8,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepipe import cache, isolate
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.progress import Progress
 
+if TYPE_CHECKING:
+    from edgepipe.llm.gguf import File
+
 NAME = "model.onnx"
 _VARIANT = re.compile(r"(int4|int8)(?:-g(16|32|64|128|256))?\Z")
 _GROUP = 32
 ACCURACY = 4
-_TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
+_TOOLS = ("torch", "onnx", "onnxruntime")
 _SPREAD = 1e-3  # of logits that reach some tens: what another order of the same sums may cost
 _PROBE = (9, 1, 4)  # tokens of the calls that the exported file is compared on, each after those before
 
@@ -52,133 +55,69 @@ def made(gguf: Path, how: Variant, context: int, progress: Progress) -> Path:
 
     Raises:
         UsageError: the GGUF is not one that is read here.
-        IntegrityError: the GGUF is damaged, or the exported file does not compute what the network does.
+        IntegrityError: the GGUF is damaged, or the file does not compute what the network does.
     """
     here = Path(__file__).parent
+    parts = ("files", "graph", "weights", "packed", "network", "sizes", "gguf")
     source = {
         "gguf": cache.hash_file(gguf),
         "context": context,
         "tools": cache.versions(_TOOLS),
-        "code": cache.code(here / "files.py", here / "network.py", here / "gguf.py"),
+        "code": cache.code(*(here / f"{part}.py" for part in parts)),
     }
 
-    def export(folder: Path) -> None:
-        with progress.task("export to ONNX", "s") as task:
-            kwargs = {"gguf": str(gguf), "context": context, "folder": str(folder)}
+    def write(folder: Path) -> None:
+        with progress.task(f"weights in {how.name}", "s") as task:
+            kwargs = {"gguf": str(gguf), "context": context, "bits": how.bits, "size": how.group, "folder": str(folder)}
             isolate.call("edgepipe.llm.files:export", kwargs, tick=task.update)
 
-    plain, _ = cache.Cache().make(cache.key("llm-onnx", **source), export)
-    if how.bits == 32:  # noqa: PLR2004  a float's
-        return plain / NAME
-
-    def pack(folder: Path) -> None:
-        with progress.task(f"weights to {how.name}", "s") as task:
-            kwargs = {"path": str(plain / NAME), "bits": how.bits, "group": how.group, "folder": str(folder)}
-            isolate.call("edgepipe.llm.files:quantize", kwargs, tick=task.update)
-
-    packed, _ = cache.Cache().make(cache.key("llm-weights", bits=how.bits, group=how.group, **source), pack)
-    return packed / NAME
+    kept, _ = cache.Cache().make(cache.key("llm-onnx", bits=how.bits, size=how.group, **source), write)
+    return kept / NAME
 
 
-def export(gguf: str, context: int, folder: str) -> dict[str, Any]:
-    """Write ``model.onnx`` to ``folder`` and compare it with the network over three calls. Runs in a child.
+def size(path: Path) -> int:
+    """Bytes of a file and of the weights beside it."""
+    return sum(part.stat().st_size for part in path.parent.glob(f"{NAME}*"))
+
+
+def export(
+    gguf: str, context: int, folder: str, bits: int = 32, size: int = 0, accuracy: int = ACCURACY
+) -> dict[str, Any]:
+    """Write ``model.onnx`` to ``folder``; in float it is compared with the network over three calls. Runs in a child.
 
     Raises:
         IntegrityError: the file answers otherwise than the network.
     """
-    import torch
-
     from edgepipe.llm import gguf as reader
-    from edgepipe.llm import network
+    from edgepipe.llm import graph, sizes, weights
 
-    model = network.load(reader.read(Path(gguf)), context)
-    s, path = model.sizes, str(Path(folder) / NAME)
-    past = [torch.zeros(1, s.kv_heads, 5, s.head) for _ in range(2 * s.layers)]
-    given = (torch.zeros(1, 3, dtype=torch.int64), torch.tensor([1, 2]), past)
-    step, rows, before = torch.export.Dim("step"), torch.export.Dim("rows"), torch.export.Dim("before")
-    kinds = [f"{kind}.{layer}" for layer in range(s.layers) for kind in ("key", "value")]
-    with torch.no_grad():
-        torch.onnx.export(
-            model,
-            given,
-            path,
-            dynamo=True,
-            external_data=False,
-            input_names=["tokens", "rows", *(f"past_{kind}" for kind in kinds)],
-            output_names=["logits", *(f"next_{kind}" for kind in kinds)],
-            dynamic_shapes={"tokens": {1: step}, "rows": {0: rows}, "past": [{2: before} for _ in past]},
-            verbose=False,
-        )
-        spread = _compare(model, path)
+    file = reader.read(Path(gguf))
+    s = sizes.sizes(file, context)
+    graph.write(Path(folder), s, weights.Weights(file, s, bits, size), accuracy)
+    if bits != 32:  # noqa: PLR2004  a float's
+        return {}
+    path = str(Path(folder) / NAME)
+    spread = _compare(file, context, path)
     if not spread < _SPREAD:
         raise IntegrityError(f"the exported file's logits are off by {spread:.2g}", path, "please report this model")
     return {"spread": spread}
 
 
-def _compare(model: Any, path: str) -> float:
+def _compare(file: File, context: int, path: str) -> float:
     """The largest difference of logits between the file and the network: a prompt, one token, then several."""
     import torch
 
+    from edgepipe.llm import network
     from edgepipe.llm.decode import Decoder
 
-    decoder, kept, worst = Decoder(path, 1), model.empty(), 0.0
+    model = network.load(file, context)
+    decoder, kept, worst = Decoder(path, 1, sum(_PROBE)), model.empty(), 0.0
     generator = torch.Generator().manual_seed(0)
     for count in _PROBE:
         tokens = torch.randint(model.sizes.vocabulary, (1, count), generator=generator)
         rows = torch.arange(count)
-        expected, kept = model(tokens, rows, kept)
+        with torch.no_grad():
+            expected, kept = model(tokens, rows, kept)
         logits = torch.from_numpy(decoder.step(tokens[0].tolist(), rows.tolist()))
         worst = max(worst, float((logits - expected).abs().max()))
     return worst
-
-
-def quantize(path: str, bits: int, group: int, folder: str, accuracy: int = ACCURACY) -> dict[str, Any]:
-    """Write the file with the weights of each product in ``bits`` bits, and the embedding in 8. Runs in a child.
-
-    Round to nearest with a scale and a zero point for each ``group`` weights of an output. The embedding has a scale
-    for each token; onnxruntime's own quantiser would leave it in float, and the output layer that shares it as well.
-    """
-    import onnx
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
-
-    model = onnx.load(path)
-    _untie(model.graph)
-    config = DefaultWeightOnlyQuantConfig(block_size=group, is_symmetric=False, accuracy_level=accuracy, bits=bits)
-    quantizer = MatMulNBitsQuantizer(model, algo_config=config)
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(Path(folder) / NAME), False)
-    return {}
-
-
-def _untie(graph: Any) -> None:
-    """Give the output layer weights of its own, and keep the rows of the embedding in int8 with a scale each."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        source = weights.get(node.input[0]) if node.input else None
-        if node.op_type == "Transpose" and source is not None:
-            turned = np.ascontiguousarray(numpy_helper.to_array(source).T)
-            graph.initializer.append(numpy_helper.from_array(turned, node.output[0]))
-        elif node.op_type == "Gather" and source is not None and node.input[1] == "tokens":
-            table, name = numpy_helper.to_array(source), source.name
-            scale = np.maximum(np.abs(table).max(1, keepdims=True) / 127, np.float32(1e-12)).astype(np.float32)
-            rows = np.rint(table / scale).astype(np.int8)
-            graph.initializer.extend(
-                [numpy_helper.from_array(rows, f"{name}_q8"), numpy_helper.from_array(scale, f"{name}_s8")]
-            )
-            nodes += [
-                helper.make_node("Gather", [f"{name}_q8", "tokens"], [f"{name}_row"]),
-                helper.make_node("Cast", [f"{name}_row"], [f"{name}_float"], to=TensorProto.FLOAT),
-                helper.make_node("Gather", [f"{name}_s8", "tokens"], [f"{name}_scale"]),
-                helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], list(node.output)),
-            ]
-        else:
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)

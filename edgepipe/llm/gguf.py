@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.llm.packed import Groups
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -63,13 +64,40 @@ class File:
             UsageError: there is no such tensor, or its type is not among those read here.
             IntegrityError: the file ends before the tensor does, or a value is not finite.
         """
+        per, size, unpack, _ = self._kind(name)
+        raw = self._raw(name, per, size)
+        values = unpack(raw).reshape(self.tensors[name].shape)
+        if not np.isfinite(values).all():
+            raise IntegrityError(f"tensor {name} holds values that are not finite", str(self.path), "get it again")
+        return values
+
+    def groups(self, name: str) -> Groups | None:
+        """A tensor [N, K] as the file itself has it: codes, scales and offsets; None for one of floats.
+
+        Raises:
+            UsageError, IntegrityError: as `read` does.
+        """
+        per, size, _, parts = self._kind(name)
+        if parts is None:
+            return None
+        bits, codes, scale, offset = parts(self._raw(name, per, size))
+        shape = (self.tensors[name].shape[0], -1)
+        if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
+            raise IntegrityError(f"tensor {name} holds values that are not finite", str(self.path), "get it again")
+        return Groups(bits, codes.reshape(*shape, per), scale.reshape(shape), offset.reshape(shape))
+
+    def _kind(self, name: str) -> _Kind:
         if name not in self.tensors:
             raise UsageError(f"the model has no tensor {name}", str(self.path), "give a GGUF of a Llama model")
-        tensor = self.tensors[name]
-        if tensor.kind not in _KINDS:
-            what = f"tensor {name} is of type {tensor.kind}, which is not read"
+        kind = self.tensors[name].kind
+        if kind not in _KINDS:
+            what = f"tensor {name} is of type {kind}, which is not read"
             raise UsageError(what, str(self.path), "give a file in F32, F16, Q4_0, Q4_1 or Q8_0")
-        per, size, unpack = _KINDS[tensor.kind]
+        return _KINDS[kind]
+
+    def _raw(self, name: str, per: int, size: int) -> _Bytes:
+        """The bytes of a tensor, a row for each block."""
+        tensor = self.tensors[name]
         count = prod(tensor.shape)
         if per > 1 and tensor.shape[-1] % per:
             raise IntegrityError(f"tensor {name} is no whole number of blocks", str(self.path), "get the file again")
@@ -78,10 +106,7 @@ class File:
             raw = file.read(count // per * size)
         if len(raw) < count // per * size:
             raise IntegrityError(f"the file ends within tensor {name}", str(self.path), "get the file again")
-        values = unpack(np.frombuffer(raw, np.uint8).reshape(-1, size)).reshape(tensor.shape)
-        if not np.isfinite(values).all():
-            raise IntegrityError(f"tensor {name} holds values that are not finite", str(self.path), "get it again")
-        return values
+        return np.frombuffer(raw, np.uint8).reshape(-1, size)
 
 
 def read(path: Path) -> File:
@@ -159,28 +184,40 @@ def _value(file: BinaryIO, kind: int, *, nested: bool = False) -> Any:
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _Floats = np.ndarray[Any, np.dtype[np.float32]]
+_Parts = tuple[int, _Bytes, _Floats, _Floats]  # bits, codes, scale, offset
+_Kind = tuple[int, int, Callable[[_Bytes], _Floats], Callable[[_Bytes], _Parts] | None]
 
 
 def _half(rows: _Bytes, at: int) -> _Floats:
     return np.ascontiguousarray(rows[:, at : at + 2]).view(np.float16).astype(np.float32)
 
 
-def _nibbles(rows: _Bytes, at: int) -> _Floats:
+def _nibbles(rows: _Bytes, at: int) -> _Bytes:
     """32 weights of 4 bits a row: the low halves of 16 bytes, then the high ones."""
     packed = rows[:, at:]
-    return np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32)
+    return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
-def _q4_0(rows: _Bytes) -> _Floats:
-    return (_nibbles(rows, 2) - 8) * _half(rows, 0)
+def _q4_0(rows: _Bytes) -> _Parts:
+    scale = _half(rows, 0)
+    return 4, _nibbles(rows, 2), scale, -8 * scale
 
 
-def _q4_1(rows: _Bytes) -> _Floats:
-    return _nibbles(rows, 4) * _half(rows, 0) + _half(rows, 2)
+def _q4_1(rows: _Bytes) -> _Parts:
+    return 4, _nibbles(rows, 4), _half(rows, 0), _half(rows, 2)
 
 
-def _q8_0(rows: _Bytes) -> _Floats:
-    return np.ascontiguousarray(rows[:, 2:]).view(np.int8).astype(np.float32) * _half(rows, 0)
+def _q8_0(rows: _Bytes) -> _Parts:
+    scale = _half(rows, 0)
+    return 8, rows[:, 2:] ^ 128, scale, -128 * scale  # signed bytes counted from the least
+
+
+def _floats(parts: Callable[[_Bytes], _Parts]) -> Callable[[_Bytes], _Floats]:
+    def found(rows: _Bytes) -> _Floats:
+        _, codes, scale, offset = parts(rows)
+        return codes * scale + offset
+
+    return found
 
 
 def _f32(rows: _Bytes) -> _Floats:
@@ -191,11 +228,11 @@ def _f16(rows: _Bytes) -> _Floats:
     return rows.view(np.float16).astype(np.float32)
 
 
-# type -> weights a block, bytes a block, how it becomes floats
-_KINDS: dict[int, tuple[int, int, Callable[[_Bytes], _Floats]]] = {
-    0: (1, 4, _f32),
-    1: (1, 2, _f16),
-    2: (_BLOCK, 18, _q4_0),
-    3: (_BLOCK, 20, _q4_1),
-    8: (_BLOCK, 34, _q8_0),
+# type -> weights a block, bytes a block, how it becomes floats, and codes with their scales and offsets if it has any
+_KINDS: dict[int, _Kind] = {
+    0: (1, 4, _f32, None),
+    1: (1, 2, _f16, None),
+    2: (_BLOCK, 18, _floats(_q4_0), _q4_0),
+    3: (_BLOCK, 20, _floats(_q4_1), _q4_1),
+    8: (_BLOCK, 34, _floats(_q8_0), _q8_0),
 }

@@ -161,7 +161,7 @@ def _form(
     rates = _rates(runs, len(prompt))
     return Form(
         name=name,
-        bytes=file.stat().st_size,
+        bytes=files.size(file),
         sha256=cache.hash_file(file),
         perplexity=_perplexity(losses),
         to_first=_against(losses, base.losses) if base else None,

@@ -6,64 +6,14 @@ among S whose next token is wanted; logits [R, V]. The next caches are [1, K, P 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgepipe.errors import UsageError
 from edgepipe.llm.gguf import File
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the shapes follow from. ``context`` is the longest sequence that positions are made for."""
-
-    layers: int
-    width: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    context: int
-    base: float
-    epsilon: float
-
-    @property
-    def head(self) -> int:
-        """Values of one head."""
-        return self.width // self.heads
-
-
-def sizes(file: File, context: int) -> Sizes:
-    """The sizes a GGUF states; ``context`` bounds the sequence (and so the table of positions).
-
-    Raises:
-        UsageError: another architecture, or sizes that don't fit each other.
-    """
-    kind = file.pairs.get("general.architecture")
-    if kind != "llama":
-        raise UsageError(f"the architecture {kind} is not read", str(file.path), "give a GGUF of a Llama model")
-
-    def count(name: str) -> int:
-        return int(file.pair(f"llama.{name}", int))
-
-    found = Sizes(
-        layers=count("block_count"),
-        width=count("embedding_length"),
-        hidden=count("feed_forward_length"),
-        heads=count("attention.head_count"),
-        kv_heads=count("attention.head_count_kv"),
-        vocabulary=len(file.pair("tokenizer.ggml.tokens", list)),
-        context=min(context, count("context_length")),
-        base=float(file.pairs.get("llama.rope.freq_base", 10000.0)),
-        epsilon=float(file.pair("llama.attention.layer_norm_rms_epsilon", float)),
-    )
-    positive = min(found.layers, found.width, found.hidden, found.heads, found.kv_heads, found.context) > 0
-    if not positive or found.width % found.heads or found.heads % found.kv_heads or found.head % 2:
-        raise UsageError(f"sizes that don't fit each other: {found}", str(file.path), "get the file again")
-    return found
+from edgepipe.llm.sizes import Sizes, sizes
+from edgepipe.llm.weights import Weights
 
 
 class _Norm(nn.Module):  # type: ignore[misc]
@@ -158,37 +108,11 @@ def load(file: File, context: int) -> Llama:
         UsageError: a tensor is missing, or has another shape than the sizes ask for.
         IntegrityError: a tensor is cut off or not finite.
     """
-    s = sizes(file, context)
+    found = Weights(file, sizes(file, context), 32, 0)
+    network: Llama = Llama(found.sizes)
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in Llama(s).state_dict().items()}
-    values = {}
-    for name, shape in shapes.items():
-        own = _name(name, file)
-        value = file.read(own)
-        if value.shape != shape:
-            raise UsageError(f"tensor {own} is {list(value.shape)}, not {list(shape)}", str(file.path), "get it again")
-        if own.endswith(("attn_q.weight", "attn_k.weight")):
-            value = _halves(value, s.head)
-        values[name] = torch.from_numpy(value.copy())
-    network: Llama = Llama(s)
-    network.load_state_dict(values)
-    network.output.weight = network.embedding.weight if _tied(file) else network.output.weight
+        shapes = {name: tuple(value.shape) for name, value in Llama(found.sizes).state_dict().items()}
+    network.load_state_dict({name: torch.from_numpy(found.floats(name, shape)) for name, shape in shapes.items()})
+    network.output.weight = network.embedding.weight if found.tied else network.output.weight
     network.eval()
     return network
-
-
-def _tied(file: File) -> bool:
-    return "output.weight" not in file.tensors
-
-
-def _name(name: str, file: File) -> str:
-    """What GGUF calls a parameter of ours."""
-    outer = {"embedding.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
-    if name == "output.weight":
-        return "token_embd.weight" if _tied(file) else name
-    return outer.get(name) or name.replace("layers.", "blk.", 1)
-
-
-def _halves(value: Any, head: int) -> Any:
-    """Rows of queries and keys from pairs, as GGUF turns them, to halves: [heads, D / 2, 2] -> [heads, 2, D / 2]."""
-    return value.reshape(-1, head // 2, 2, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
