@@ -209,7 +209,7 @@ def _q4_1(rows: _Bytes) -> _Parts:
 
 def _q8_0(rows: _Bytes) -> _Parts:
     scale = _half(rows, 0)
-    return 8, rows[:, 2:] ^ 128, scale, -128 * scale  # signed bytes counted from the least
+    return 8, rows[:, 2:] ^ np.uint8(128), scale, -128 * scale  # signed bytes counted from the least
 
 
 def _floats(parts: Callable[[_Bytes], _Parts]) -> Callable[[_Bytes], _Floats]:

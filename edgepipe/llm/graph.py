@@ -5,7 +5,7 @@ what the cache holds after these tokens, less one and as it is; ``past_key.0``, 
 Outputs: ``logits`` [R, V], ``next_key.0`` ... [1, K, P', D]. Where past and next are one buffer of P = P' places, each
 call writes into it; where they are not, P is what was seen before and P' is ``total``.
 
-The weights lie beside the file in ``model.onnx.data``, page by page, so that the runtime maps them.
+The weights lie beside the file in ``model.onnx.data``, which the runtime maps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgepipe.llm.weights import Weights
 NAME, DATA = "model.onnx", "model.onnx.data"
 OWN = "com.microsoft"
 _OPSET, _IR = 21, 10
-_PAGE, _SMALL = 4096, 1024
+_ALIGNED, _SMALL = 64, 1024
 
 
 class Writer:
@@ -52,7 +52,7 @@ class Writer:
         if value.nbytes <= _SMALL:
             self._tensors[name] = numpy_helper.from_array(value, name)
             return name
-        self._data.write(bytes(-self._data.tell() % _PAGE))
+        self._data.write(bytes(-self._data.tell() % _ALIGNED))
         found = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
         found.raw_data = b"\0"  # replaced by where it lies
         external_data_helper.set_external_data(found, DATA, self._data.tell(), value.nbytes)
@@ -64,7 +64,7 @@ class Writer:
     def alias(self, name: str, of: str, shape: list[int]) -> str:
         """The bytes of another constant in another shape; they lie in the file once.
 
-        A constant that a product has packed for itself is let go, and one that two nodes share never is: so each has its own.
+        The runtime lets go of a constant that a product has packed for itself, but not of one that another node reads.
         """
         found = TensorProto()
         found.CopyFrom(self._tensors[of])
@@ -91,7 +91,8 @@ class Writer:
             sums = self.node("MatMul", [given, matrix], f"{result}_sums")
             given = self.node("Concat", [given, sums], f"{result}_in", axis=-1)
         sizes = {"K": weights.width, "N": len(weights.weights), "bits": weights.bits, "block_size": weights.size}
-        return self.node("MatMulNBits", [given, *names], result, OWN, accuracy_level=self._accuracy, **sizes)
+        sizes["accuracy_level"] = self._accuracy
+        return self.node("MatMulNBits", [given, *names], result, OWN, **sizes)
 
     def close(self, inputs: list[Any], outputs: list[Any]) -> None:
         """Write the file."""

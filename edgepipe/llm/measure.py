@@ -118,7 +118,7 @@ def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
 
 
 NOTE = (
-    "the source's own weights are quantised: fp32 is what they stand for, so a second pass can look cheaper than it is"
+    "the source's own weights are quantised: fp32 is what they stand for, and a form that keeps them costs nothing more"
 )
 
 

@@ -124,9 +124,9 @@ def pack(groups: Groups, width: int) -> Packed:
         full = codes.shape[1] * codes.shape[2]
     whole, usual = zeros.astype(np.uint8), bool((zeros == 1 << (groups.bits - 1)).all())
     if groups.bits == _HALF_BYTE:
-        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        codes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
         whole = np.pad(whole, ((0, 0), (0, whole.shape[1] % 2)))
-        whole = whole[:, 0::2] | (whole[:, 1::2] << 4)
+        whole = whole[:, 0::2] | (whole[:, 1::2] << np.uint8(4))
     weights, scales = np.ascontiguousarray(codes), np.ascontiguousarray(scales, np.float32)
     return Packed(groups.bits, groups.size, width, full, weights, scales, None if usual else whole)
 

@@ -17,7 +17,7 @@ _TABLE_GROUP = 32
 
 
 class Weights:
-    """``bits`` for the products, in groups of ``size``; the embedding and the output layer take 8 bits, or 32 if those do."""
+    """Products in ``bits``, in groups of ``size``; the embedding and the output layer in 8 bits, or 32 as all else."""
 
     def __init__(self, file: File, s: Sizes, bits: int, size: int) -> None:
         self._file, self.sizes, self._bits, self._size = file, s, bits, size

@@ -115,6 +115,9 @@ def test_each_stored_type_becomes_the_floats_it_stands_for(tmp_path: Path) -> No
     file = gguf.read(path)
     for name, (_, _, expected) in blocks.items():
         assert file.read(name).tolist() == [expected], name
+        groups = file.groups(name)
+        assert (groups is None) is name.startswith("f"), name
+        assert groups is None or groups.floats().tolist() == [expected], name
 
 
 def test_a_damaged_file_is_refused_wherever_it_ends(tiny: Path, tmp_path: Path) -> None:
@@ -186,11 +189,11 @@ def test_each_form_is_made_and_measured(tiny: Path, kept: str, tmp_path: Path, m
     found = measure.measure(plan, Silent())
     forms = {form["name"]: form for form in found["forms"]}
     assert [form["error"] for form in found["forms"]] == [None] * 3
-    assert forms["fp32"]["bytes"] > forms["int8"]["bytes"] > forms["int4-g16"]["bytes"]
+    assert forms["fp32"]["bytes"] > 2 * max(forms["int8"]["bytes"], forms["int4-g16"]["bytes"])
     assert len(forms["fp32"]["losses"]) == (200 - 40) // 20 + 1
     assert abs(math.log(forms["int8"]["to_first"].value)) < 1
     assert 0 <= forms["int8"]["agreement"] <= 1
-    assert abs(math.log(forms["int4-g16"]["to_first"].value)) < 1.5
+    assert abs(math.log(forms["int4-g16"]["to_first"].value)) < 1
     assert forms["int8"]["decode_rate"].value > 0
     assert forms["int8"]["first_ms"].reason  # one answer is too few for a percentile
     assert found["note"] == ""  # this source is in float
@@ -204,7 +207,7 @@ def test_fed_one_at_a_time_or_all_at_once_a_text_is_as_likely(
     tokens = list(range(3, 43))
     whole = decode.perplexity(path, 1, tokens, 40, 40)
     assert len(whole) == 1
-    decoder = decode.Decoder(path, 1)
+    decoder = decode.Decoder(path, 1, 40)
     steps = [decode._loss(decoder.step([now]), [then]) for now, then in pairwise(tokens)]
     assert sum(steps) / 39 == pytest.approx(whole[0], abs=1e-4)
     answer = decode.generate(path, 1, tokens, 5, end=-1)
