@@ -9,6 +9,7 @@ import math
 import resource
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,13 @@ def timed(path: str, threads: int, prompt: list[int], new: int, repeats: int) ->
 
     Runs in a child. Times are in ms: ``load``, ``cold`` (the first token of the first answer), ``first`` (to the first
     token, of each answer), ``next`` (each token after it, of each answer). ``peak_bytes`` is the most memory the
-    process held, the runtime's own included.
+    process held, ``bare_bytes`` what of it was there before the model: Python and the runtime.
     """
+    import onnxruntime  # noqa: F401  so that what it needs for itself is not the model's
+
     from edgepipe import isolate
 
+    bare = _held()
     start = time.perf_counter()
     decoder = Decoder(path, threads, len(prompt) + new)
     loaded = (time.perf_counter() - start) * 1e3
@@ -149,5 +153,14 @@ def timed(path: str, threads: int, prompt: list[int], new: int, repeats: int) ->
         first.append(spans[0])
         following.append(spans[1:])
         isolate.report(turn + 1, repeats + 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"load": loaded, "cold": first[0], "first": first[1:], "next": following[1:], "peak_bytes": peak}
+    spans_of = {"load": loaded, "cold": first[0], "first": first[1:], "next": following[1:]}
+    return {**spans_of, "bare_bytes": bare, "peak_bytes": _held()}
+
+
+def _held() -> int:
+    """The most memory this process held so far. getrusage counts what the program held that started this one too."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

@@ -10,6 +10,8 @@ The weights lie beside the file in ``model.onnx.data``, which the runtime maps.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ NAME, DATA = "model.onnx", "model.onnx.data"
 OWN = "com.microsoft"
 _OPSET, _IR = 21, 10
 _ALIGNED, _SMALL = 64, 1024
+_PIECE = 8192  # outputs of the last product that are packed at once
 
 
 class Writer:
@@ -54,21 +57,26 @@ class Writer:
             return name
         self._data.write(bytes(-self._data.tell() % _ALIGNED))
         found = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
-        found.raw_data = b"\0"  # replaced by where it lies
-        external_data_helper.set_external_data(found, DATA, self._data.tell(), value.nbytes)
-        found.ClearField("raw_data")
+        _outside(found, self._data.tell(), value.nbytes)
         self._data.write(value.tobytes())
         self._tensors[name] = found
         return name
 
-    def alias(self, name: str, of: str, shape: list[int]) -> str:
-        """The bytes of another constant in another shape; they lie in the file once.
+    def alias(self, name: str, of: str, shape: list[int], start: int = 0) -> str:
+        """Values of another constant from ``start`` on, in another shape; they lie in the file once.
 
         The runtime lets go of a constant that a product has packed for itself, but not of one that another node reads.
         """
-        found = TensorProto()
-        found.CopyFrom(self._tensors[of])
+        found, source = TensorProto(), self._tensors[of]
+        found.CopyFrom(source)
         found.name, found.dims[:] = name, shape
+        each = helper.tensor_dtype_to_np_dtype(source.data_type).itemsize
+        begin, length = start * each, prod(shape) * each
+        if source.external_data:
+            begin += int(next(entry.value for entry in source.external_data if entry.key == "offset"))
+            _outside(found, begin, length)
+        else:
+            found.raw_data = source.raw_data[begin : begin + length]
         self._tensors[name] = found
         return name
 
@@ -167,8 +175,7 @@ def _embedded(w: Writer, table: Packed | Any) -> str:
     if not isinstance(table, Packed):
         return w.node("Gather", [w.tensor("table", table), "tokens"], "embedded")
     flat = [len(table.weights), table.inputs]
-    w.tensor("output_w", table.weights)
-    given = [w.alias("table", "output_w", flat), "tokens", w.tensor("table_s", table.scales)]
+    given = [w.tensor("table", table.weights.reshape(flat)), "tokens", w.tensor("table_s", table.scales)]
     return w.node(
         "GatherBlockQuantized", given, "embedded", OWN, bits=table.bits, block_size=table.size, quantize_axis=1
     )
@@ -179,9 +186,31 @@ def _output(w: Writer, output: Packed | Any | None, table: Packed | Any, row: st
     if output is not None:
         w.product(row, output, "logits")
     elif isinstance(table, Packed):
-        w.packed(row, table, ["output_w", w.alias("output_s", "table_s", [table.scales.size])], "logits")
+        _shared(w, table, row)
     else:
         w.node("Gemm", [row, "table"], "logits", transB=1)
+
+
+def _shared(w: Writer, table: Packed, row: str) -> None:
+    """The output layer by the embedding, in pieces: the runtime holds one twice while it packs it for itself."""
+    count, blocks, size = table.weights.shape
+    pieces = []
+    for start in range(0, count, _PIECE):
+        rows, name = min(_PIECE, count - start), f"logits_{start}"
+        names = [
+            w.alias(f"{name}_w", "table", [rows, blocks, size], start * blocks * size),
+            w.alias(f"{name}_s", "table_s", [rows * blocks], start * blocks),
+        ]
+        part = replace(table, weights=table.weights[start : start + rows])
+        pieces.append(w.packed(row, part, names, name))
+    w.node("Concat", pieces, "logits", axis=-1)
+
+
+def _outside(tensor: Any, offset: int, length: int) -> None:
+    """Say that the values of a tensor lie in the data file."""
+    tensor.raw_data = b"\0"  # wanted by the helper, and replaced by where they lie
+    external_data_helper.set_external_data(tensor, DATA, offset, length)
+    tensor.ClearField("raw_data")
 
 
 def _value(name: str, kind: int, shape: list[Any]) -> Any:

@@ -164,7 +164,7 @@ def _form(
         bytes=files.size(file),
         sha256=cache.hash_file(file),
         perplexity=_perplexity(losses),
-        to_first=_against(losses, base.losses) if base else None,
+        to_first=against(losses, base.losses) if base else None,
         load_ms=[run["load"] for run in runs],
         cold_ms=[run["cold"] for run in runs],
         first_ms=rates["first"],
@@ -184,7 +184,7 @@ def _perplexity(losses: list[float]) -> Bound:
     return stats.ratio([math.exp(loss) for loss in losses])
 
 
-def _against(losses: list[float], base: list[float]) -> Bound:
+def against(losses: list[float], base: list[float]) -> Bound:
     """The ratio of two perplexities, window by window, so that what makes a text hard falls out of it."""
     return stats.ratio([math.exp(one - other) for one, other in zip(losses, base, strict=True)])
 

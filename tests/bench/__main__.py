@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.figure import Figure
 
-PARTS = ("start", "transfer", "export", "latency", "statistics", "turns", "compression", "fleet", "peers")
+PARTS = ("start", "transfer", "export", "latency", "statistics", "turns", "compression", "fleet", "llm", "peers")
 
 
 def main() -> int:

@@ -68,6 +68,10 @@ INC2 = Environment(
 )
 ONNX2TF = Environment("onnx2tf", ("onnx2tf>=2.6,<3", "onnx", "onnxruntime"), "python3.12")
 
+LLAMA_CPP = Environment("llama-cpp", ("xllamacpp==2026.10.11549", "numpy==2.4.6"))
+OPENVINO_GENAI = Environment("openvino-genai", ("openvino-genai==2026.4.1.0", "numpy==2.4.6"))
+GENAI = Environment("onnxruntime-genai", ("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1", "numpy==2.4.6"))
+
 
 def cache() -> Path:
     """The folder of all environments and downloads, made if need be."""
