@@ -24,6 +24,12 @@ def lost(before: float, after: float, task: Any) -> float:
     return worse / max(abs(before), 1e-12) if unit(task) else worse
 
 
+def limit(before: float, share: float, task: Any) -> float:
+    """The value that has lost ``share`` of 1 against ``before``, as `lost` counts it."""
+    worse = share * max(abs(before), 1e-12) if unit(task) else share
+    return before + worse if lower_is_better(task) else before - worse
+
+
 def verb(task: Any) -> str:
     """The word for a metric that got worse."""
     return "rose" if lower_is_better(task) else "fell"

@@ -55,4 +55,8 @@ def sizes(file: File, context: int) -> Sizes:
     positive = min(found.layers, found.width, found.hidden, found.heads, found.kv_heads, found.context) > 0
     if not positive or found.width % found.heads or found.heads % found.kv_heads or found.head % 2:
         raise UsageError(f"sizes that don't fit each other: {found}", str(file.path), "get the file again")
+    table = file.tensors.get("token_embd.weight")
+    if table is not None and table.shape[0] != found.vocabulary:
+        what = f"the tokenizer has {found.vocabulary} tokens and the embedding {table.shape[0]} rows"
+        raise UsageError(what, str(file.path), "it is another model's: get a GGUF with its own tokenizer")
     return found

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from edgepipe import scores
 from edgepipe.report import html, rows
 from edgepipe.report.curves import COLOURS, Curve, Spread, curves, spreads
 from edgepipe.report.rows import DASH, count, millis, number, payoff_facts, score, size, span, tick
 from edgepipe.report.svg import escape
-from edgepipe.study import findings
+from edgepipe.study import findings, pictures
 from edgepipe.study.results import RANKED, Row, baseline, latency_ratio, sort_key
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def _family_part(study: Study, own: list[Row], family: str) -> str:
         part = [row for row in own if (row.cell.model, row.cell.format) == (model, form)]
         part.sort(key=lambda row: sort_key(row.cell.recipe))
         tables += f"<h4>{escape(model)}, {escape(form)}</h4><div class='card scroll'>{_table(part)}</div>"
-    plots = _plots(own)
-    return f"<h3>{escape(_family(family))}</h3>{tables}{plots}{_curves(study, own)}{_spreads(own)}{_pruning(own)}"
+    shown = f"{_curves(study, own)}{pictures.section(own, study.evaluation)}{_spreads(own)}{_pruning(own)}"
+    return f"<h3>{escape(_family(family))}</h3>{tables}{_plots(own)}{shown}"
 
 
 def _plots(own: list[Row]) -> str:
@@ -170,6 +171,9 @@ def _change(row: Row) -> tuple[str, str]:
     if row.drop is None or row.report is None or row.report.accuracy is None:
         return DASH, ""
     share = "%" in score(row.accuracy, row.report.accuracy)
+    accuracy = row.report.accuracy
+    if scores.unit(accuracy) and row.accuracy is not None and accuracy.baseline is not None:
+        return f"{row.accuracy - accuracy.baseline:+.4g} {scores.unit(accuracy)}", f"{row.drop:.2%} lost"
     factor, unit = (100.0, " pt") if share else (1.0, "")
     text = "0" if row.drop == 0 else f"{-row.drop * factor:+.2f}"
     error = f"\N{PLUS-MINUS SIGN} {row.drop_error * factor:.2f}{unit}" if share and row.drop_error is not None else ""
@@ -192,7 +196,7 @@ def _curves(study: Study, own: list[Row]) -> str:
     lines = findings.thresholds(own, study.max_drop)
     if not lines:
         return ""
-    accuracy = next(row.report.accuracy for row in own if row.report and row.report.accuracy)
+    accuracy = next(row.report.accuracy for row in own if row.report and row.report.accuracy)  # of one task, so alike
     cards = ""
     for model in dict.fromkeys(line.model for line in lines):
         mine = [line for line in lines if line.model == model]
@@ -201,7 +205,7 @@ def _curves(study: Study, own: list[Row]) -> str:
         )
         drawn = [Curve(line.name, line.points, line.holds) for line in mine]
         title = f"{accuracy.metric} of {model} against sparsity"
-        limit = None if base is None else base - study.max_drop
+        limit = None if base is None else scores.limit(base, study.max_drop, accuracy)
         plot = curves(
             drawn, title, ("share taken out", lambda v: f"{v:g}"), (accuracy.metric, lambda v: tick(v, accuracy)), limit
         )

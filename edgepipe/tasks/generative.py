@@ -112,6 +112,18 @@ def frechet(one: Array, other: Array) -> float:
     return float(apart + np.trace(first) + np.trace(second) - 2 * shared)
 
 
+def pictures(outputs: list[Array]) -> list[Array]:
+    """The images decoded from the samples, and those drawn from noise, both in 0 to 1, [samples, ...].
+
+    Raises:
+        IntegrityError: the outputs are no autoencoder's.
+    """
+    import numpy as np
+
+    decoded, drawn, _, _ = _checked(outputs)
+    return [1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -_MOST, _MOST))) for logits in (decoded, drawn)]
+
+
 def grid(rows: list[Array], columns: int = 8) -> Array:
     """Images side by side, for a report: uint8 [height, width], one line for each of ``rows``.
 

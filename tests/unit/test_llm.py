@@ -145,6 +145,15 @@ def test_a_type_or_value_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         network.sizes(file, 64)
 
 
+def test_a_tokenizer_of_another_model_is_refused(tiny: Path) -> None:
+    from edgepipe.llm import sizes
+
+    file = gguf.read(tiny)
+    file.pairs["tokenizer.ggml.tokens"] = [*file.pairs["tokenizer.ggml.tokens"], "more"]
+    with pytest.raises(UsageError, match="the tokenizer has 261 tokens and the embedding 260 rows"):
+        sizes.sizes(file, 64)
+
+
 def test_the_network_computes_what_another_implementation_does(tiny: Path) -> None:
     transformers = pytest.importorskip("transformers")
     import torch

@@ -1,6 +1,7 @@
 """The compression study: its file, its cells, going on after anything, what it concludes, and what it writes."""
 
 import csv
+import io
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgepipe import bench, deploy, measurement
@@ -143,6 +145,28 @@ def test_a_model_that_is_damaged_is_a_cell_that_can_not_be(home, monkeypatch):
     broken = [row for row in outcome.rows if row.cell.model == str(folder)]
     assert len(broken) == 4 and all(row.status == results.UNFIT and "weights" in row.reason for row in broken)
     assert len(asked.asked) == 4
+
+
+def test_a_model_without_data_is_measured_and_what_needs_data_can_not_be(home, monkeypatch):
+    asked = Board(monkeypatch)
+    folder, source = home / "bare", Path("models/fashion-mbv2")
+    folder.mkdir()
+    (folder / "model.py").write_text((source / "model.py").read_text())
+    (folder / "weights.safetensors").write_bytes((source / "weights.safetensors").read_bytes())
+    card = (source / "model.toml").read_text()
+    (folder / "model.toml").write_text(card[: card.index("[data]")] + card[card.index("[accuracy]") :])
+    rows = run.run(write(home, FILE.replace("fashion-mbv2", str(folder))), Silent()).rows
+    assert {row.cell.recipe: row.status for row in rows} == {"none": "ok", "int8": results.UNFIT}
+    assert all("calibration" in row.reason for row in rows if row.cell.recipe == "int8")
+    assert len(asked.asked) == 2
+
+
+def test_a_recipe_that_does_not_fit_its_model_is_never_tried(home, monkeypatch):
+    asked = Board(monkeypatch)
+    found = write(home, FILE.replace("fashion-mbv2", "fashion-vae").replace('"int8"', '"sparse:0.5,epochs=1"'))
+    rows = run.run(found, Silent()).rows
+    assert len(asked.asked) == sum(row.status != results.UNFIT for row in rows)
+    assert all(row.reason for row in rows if row.status == results.UNFIT)
 
 
 def test_a_cell_that_fails_stays_and_the_rest_goes_on(study, monkeypatch):
@@ -385,3 +409,76 @@ def test_a_real_cell_goes_the_whole_way_and_the_board_keeps_its_release(home, mo
     assert all(row.report.release is None for row in rows)
     payoff = rows[1].report.pruning
     assert payoff.latency_ratio.value and results.figures(rows, rows[1])["latency_ratio"] == payoff.latency_ratio.value
+
+
+def test_the_limit_of_a_metric_that_is_better_low_lies_above_it():
+    from edgepipe import scores
+    from edgepipe.tasks import generative, object_detection
+
+    assert scores.limit(250.0, 0.01, generative) == pytest.approx(252.5)
+    assert scores.limit(0.8, 0.01, object_detection) == pytest.approx(0.79)
+    for task, before in ((generative, 250.0), (object_detection, 0.8)):
+        assert scores.lost(before, scores.limit(before, 0.02, task), task) == pytest.approx(0.02)
+
+
+@pytest.fixture
+def sampled(home, monkeypatch):
+    """Rows of the generative model whose files answer with made-up images, one of them with none."""
+    from edgepipe import verify
+    from edgepipe.study import pictures
+
+    found = write(home, FILE.replace("fashion-mbv2", "fashion-vae").replace(', "tflite"', ""))
+    table = {"none": (400, 247.0, 2.0), "int8": (100, 251.0, 1.0)}
+    rows = rows_of(found, table)
+    marked = []
+    for row in rows:
+        accuracy = replace(row.report.accuracy, metric="-ELBO", unit="nats", lower_is_better=True, baseline=247.0)
+        artifact = replace(row.report.artifact, path=str(home / "s.toml"), recipe=row.cell.recipe)
+        marked.append(replace(row, report=replace(row.report, accuracy=accuracy, artifact=artifact)))
+
+    def answer(artifact, dataset):
+        if artifact.recipe == "int8":
+            raise BoardError("the runtime crashed", "host")
+        image, code = np.zeros((len(dataset.inputs), 1, 28, 28)), np.zeros((len(dataset.inputs), 4))
+        return [image, image - 100, code, code]
+
+    monkeypatch.setattr(verify, "outputs_of", answer)
+    return found, marked, pictures
+
+
+def test_what_a_generative_model_makes_is_shown_side_by_side(sampled):
+    _, rows, pictures = sampled
+    text = pictures.section(rows, "shipped")
+    assert text.count("data:image/png") == 3 and "the runtime crashed" in text
+    assert pictures.section([replace(rows[0], report=None)], "shipped").count("data:image/png") == 1
+    image = pytest.importorskip("PIL.Image")
+    canvas = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    assert (np.asarray(image.open(io.BytesIO(pictures.png(canvas)))) == canvas).all()
+
+
+def test_a_loss_in_nats_is_said_in_nats(sampled):
+    found, rows, _ = sampled
+    texts = [each["text"] for each in findings.conclusions(rows, 0.02)]
+    assert any("-ELBO +4 nats (1.62% lost)" in text for text in texts)
+    from edgepipe.study import page
+
+    assert "+4 nats" in page.page(found, rows)
+
+
+@pytest.mark.parametrize("file", ["quick.toml", "compression.toml"])
+def test_the_shipped_studies_span_the_families(home, file):
+    found = plan.read(Path("studies") / file)
+    families = {"image-classification", "object-detection", "text-classification", "generative"}
+    assert {cell.family for cell in found.cells} - {"unknown"} == families or not _fetchable()
+
+
+def _fetchable():
+    """Whether the text model's encoder can be had."""
+    from edgepipe import given
+    from edgepipe.errors import EdgepipeError
+
+    try:
+        given.load("spam-minilm", given.Said())
+    except EdgepipeError:
+        return False
+    return True
