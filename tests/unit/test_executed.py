@@ -42,17 +42,25 @@ def test_a_float_file_promises_no_integers(name):
     assert not found.warnings
 
 
-def test_a_quantised_file_that_runs_in_float_is_a_fallback():
-    """ONNX Runtime without its optimiser computes a QDQ file in float32: really provoked, not made up."""
-    artifact = kit.made("onnx", "int8").artifact
+@pytest.mark.parametrize(("name", "ran_in_integers"), [("onnx", 0), ("openvino", 1)])
+def test_a_quantised_file_that_runs_in_float_is_a_fallback(name, ran_in_integers):
+    """Without their optimiser both compute a quantised file in float32: really provoked, not made up."""
+    artifact = kit.made(name, "int8").artifact
     ran = run_file(artifact, {"inputs": kit_images()}, optimize=False).executed
     found = executed.judged(measured(ran), artifact)
     assert [warning.code for warning in found.warnings] == ["fallback"]
-    assert "3 layers of the file are integer ones, 0 ran in integers" in found.warnings[0].text
+    assert f"3 layers of the file are integer ones, {ran_in_integers} ran in integers" in found.warnings[0].text
     with pytest.raises(BoardError, match="fell back") as caught:
         executed.check(found, "tiny on board")
     assert caught.value.exit_code == 4
     assert "--allow-fallback" in caught.value.fix
+
+
+def test_litert_has_no_float_way_for_an_integer_file():
+    ran = run_file(kit.made("tflite", "int8").artifact, {"inputs": kit_images()}, optimize=False).executed
+    found = executed.judged(measured(ran), kit.made("tflite", "int8").artifact)
+    assert set(ran.providers) == {"reference kernels"}
+    assert found.executed.integer_layers == LAYERS and not found.warnings
 
 
 def test_xnnpack_takes_the_operators_of_a_float_file():
