@@ -49,7 +49,8 @@ guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMAL
 mutants: $(STAMP) ## plant faults in the release rules and the store, and print those no test notices (a minute)
 	$(BIN)/python scripts/mutants.py
 
-conformance: $(STAMP) ## convert public files, plant faults, write docs/conformance.md (about 20 minutes)
+conformance: $(STAMP) ## convert public files, plant faults, write docs/conformance.md and conversions.md (about 20 minutes)
+	$(BIN)/python -m tests.conformance.conversions
 	$(BIN)/python -m tests.conformance
 
 fuzz: $(STAMP) ## feed mutated files to every reader and print how each ended; COUNT=100000 in all

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from edgepipe import artifact, codec, data, export, given, made_up, model, preflight, targets, verify
 from edgepipe import recipe as recipes
 from edgepipe.artifact import ExportOptions
-from edgepipe.errors import UsageError
+from edgepipe.errors import BoardError, EdgepipeError, UsageError
 from edgepipe.given import Said
 from edgepipe.made_up import Shown
 from edgepipe.record import Payoff, Rung
-from edgepipe.schema import Artifact
+from edgepipe.schema import Artifact, Board
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from edgepipe.data import Dataset
     from edgepipe.export import Made
     from edgepipe.model import Model
@@ -123,6 +125,7 @@ def convert(request: Request, progress: Progress) -> Result:
     wanted = preflight.within(wanted, target) if target else wanted
     export.check(source, request.recipe, request.formats, wanted)
     dataset = data.evaluation(source, request.evaluation)
+    plain(source, request.formats, wanted, board, progress)
     done = []
     for format_name in request.formats:
         item = prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, request.weigh)
@@ -139,6 +142,30 @@ def convert(request: Request, progress: Progress) -> Result:
         replace(item, artifact=artifact.copy(item.artifact, place)) for item, place in zip(done, places, strict=True)
     ]
     return Result(source, request.recipe, placed)
+
+
+def plain(
+    model: Model, format_names: Iterable[str], options: ExportOptions, board: Board | None, progress: Progress
+) -> None:
+    """Make the file every recipe begins with in each format, so that all that can't be is said before the rest.
+
+    Raises:
+        UsageError, BoardError: some formats can't be made, or not run on ``board``; each with its reason and nodes.
+    """
+    refused: dict[str, EdgepipeError] = {}
+    for name in format_names:
+        try:
+            made = export.make(model, "none", name, replace(options, layout=None, fold=False), progress)
+            if board:
+                preflight.check(made.artifact, board, model.name)
+        except (UsageError, BoardError) as error:
+            refused[name] = error
+    if len(refused) == 1:
+        raise next(iter(refused.values()))
+    if refused:
+        first = next(iter(refused.values()))
+        what = "; ".join(f"{name}: {error.what}" for name, error in refused.items())
+        raise type(first)(what, model.name, first.fix)
 
 
 def prepare(

@@ -68,6 +68,8 @@ class Request:
     evaluation: str = "auto"
     opset: int | None = None
     dynamic: dict[str, list[int]] = field(default_factory=dict)
+    layout: str = ""
+    fold: bool = False
     said: Said = field(default_factory=Said)
     synthetic: bool = False
     activate: bool = True
@@ -119,6 +121,7 @@ def deploy(request: Request, progress: Progress) -> Outcome:
         leftovers.collect(client, progress)
         bench.check_runtimes(facts, list(request.formats), request.target)
         progress.note(f"{target.name}: {facts.model or facts.cpu}, {facts.os}, Python {facts.python}")
+        convert.plain(source, request.formats, options_for(request, target, facts), facts, progress)
         candidates: list[Candidate] = []
         try:
             for name in request.formats:
@@ -198,8 +201,14 @@ def options_for(request: Request, target: Target, facts: Board) -> ExportOptions
 
 def asked(request: Request) -> ExportOptions:
     """What the request asks of a file, whatever the board."""
-    batch, opset = request.options.batch, request.opset
-    return ExportOptions(batch, dynamic=request.dynamic, opset=opset, synthetic=request.synthetic)
+    return ExportOptions(
+        request.options.batch,
+        dynamic=request.dynamic,
+        opset=request.opset,
+        layout=request.layout or None,
+        fold=request.fold,
+        synthetic=request.synthetic,
+    )
 
 
 def saturates(facts: Board) -> bool:

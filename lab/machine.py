@@ -31,7 +31,7 @@ _MODULES = (
     "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk", "failover",
     "net_failover", "virtio_net",
 )  # fmt: skip
-_START_SECONDS = 120.0
+_START_SECONDS, _GREETING_SECONDS = 240.0, 30.0
 _IMAGE_MB = 512
 _INIT = """\
 #!/bin/busybox sh
@@ -106,7 +106,8 @@ class Machine:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), 2) as probe:
+            # A guest on a busy machine takes its time, and must not be asked again meanwhile.
+            with socket.create_connection(("127.0.0.1", self.port), _GREETING_SECONDS) as probe:
                 return probe.recv(4) == b"SSH-"
         except OSError:
             return False

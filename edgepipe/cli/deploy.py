@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,8 @@ def command(
     evaluation: options.Samples = "auto",
     opset: options.Opset = 0,
     dynamic: options.Dynamic = None,
+    layout: options.Layout = "",
+    fold: options.Fold = False,
     input_shape: options.InputShape = None,
     calibration: options.Calibration = "",
     preprocessing: options.Preprocessing = "",
@@ -54,14 +57,12 @@ def command(
         max_drop=options.fraction(max_drop or defaults.max_drop, "--max-drop"),
         max_latency=bench.latency_gate(max_latency),
         evaluation=evaluation,
-        opset=opset or None,
-        dynamic=options.axes(dynamic),
         said=given.Said(options.shapes(input_shape), calibration, preprocessing, task),
         synthetic=synthetic,
         wait=options.seconds(wait, "--wait"),
-        rate_limit=options.rate(limit_rate, "--limit-rate"),
-        allow_fallback=allow_fallback,
     )
+    request = replace(request, opset=opset or None, dynamic=options.axes(dynamic), layout=layout.upper(), fold=fold)
+    request = replace(request, rate_limit=options.rate(limit_rate, "--limit-rate"), allow_fallback=allow_fallback)
     _run(request, dry_run=dry_run, as_json=json, quiet=quiet)
 
 

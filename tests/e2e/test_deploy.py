@@ -117,6 +117,15 @@ def active(cli: Cli) -> tuple[str | None, str | None]:
 
 
 @pytest.mark.slow
+def test_the_board_folds_what_the_host_folded_into_the_file(local: Cli) -> None:
+    flags = ("--fold-preprocessing", "--layout", "nhwc", "--eval", "shipped")
+    (report,) = local.json("deploy", "fashion-resnet8", "--target", "local", "--to", "onnx", *flags)["reports"]
+    assert report["artifact"]["preprocessing"]["layout"] == "NHWC"
+    assert report["artifact"]["preprocessing"]["scale"] == 1.0
+    assert abs(report["accuracy"]["on_device"] - report["accuracy"]["baseline"]) <= 0.01
+
+
+@pytest.mark.slow
 def test_a_gate_that_fails_activates_nothing(local: Cli) -> None:
     before = active(local)
     document = local.json(

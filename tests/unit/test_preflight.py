@@ -141,3 +141,20 @@ def test_what_a_board_never_has_is_told_before_any_work(tmp_path, monkeypatch):
         preflight.within(export.ExportOptions(opset=22), old)
     assert preflight.within(export.ExportOptions(), old).ir_version == 10
     assert preflight.expected(targets.load("local"), ["onnx"]).runtimes == []
+
+
+def test_all_that_stands_against_any_format_is_said_at_once(tmp_path):
+    from onnx import helper
+
+    from edgepipe import convert
+    from edgepipe.progress import Silent
+
+    kit.use_home()
+    nodes = [helper.make_node("Bernoulli", ["x"], ["b"], "dice"), helper.make_node("Relu", ["b"], ["y"], "last")]
+    path = onnx_file(tmp_path / "m.onnx", nodes, [2, 3])
+    wanted = convert.Request(str(path), ("onnx", "tflite", "openvino"), tmp_path / "out")
+    with pytest.raises(UsageError) as caught:
+        convert.convert(wanted, Silent())
+    assert "tflite: no rule to bring Bernoulli" in caught.value.what
+    assert "openvino: OpenVINO has no Bernoulli" in caught.value.what
+    assert not (tmp_path / "out").exists()

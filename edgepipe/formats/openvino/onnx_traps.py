@@ -13,6 +13,7 @@ from edgepipe.errors import UsageError
 
 _PEEPHOLES = 7  # the input of LSTM that holds their weights
 _SPLITS, _REPEATS = 1, 1
+_MOST = 5  # nodes named in an error
 _FIX = "leave the operation out of the model, or export to onnx"
 
 
@@ -46,13 +47,19 @@ def _refuse(model: Any, constants: set[str], where: str) -> None:
     text = onnx.TensorProto.STRING
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    found = []
     for node in model.graph.node:
-        for operator, why in _WHY.items():
-            if node.op_type == operator and why[0](node, constants):
-                raise UsageError(f"OpenVINO {why[1]}: {node.op_type} {node.name or node.output[0]}", where, _FIX)
+        place = f"{node.op_type} {node.name or node.output[0]}"
+        found += [
+            f" {say}: {place}"
+            for operator, (is_one, say) in _WHY.items()
+            if node.op_type == operator and is_one(node, constants)
+        ]
         if any(kinds.get(name) == text for name in node.input):
-            what = f"OpenVINO's CPU plug-in has no texts: {node.op_type} {node.name or node.output[0]}"
-            raise UsageError(what, where, _FIX)
+            found.append(f"'s CPU plug-in has no texts: {place}")
+    if found:
+        more = f"; and {len(found) - _MOST} more" if len(found) > _MOST else ""
+        raise UsageError(f"OpenVINO{'; OpenVINO'.join(found[:_MOST])}{more}", where, _FIX)
 
 
 def lost(model: Any, given: str) -> None:
