@@ -29,6 +29,8 @@ def judged(measurement: Measurement, artifact: Artifact) -> Measurement:
         return measurement
     ran = completed(measurement.executed, artifact)
     why = precision.fallback(ran)
+    if why and measurement.provider:
+        why = f"{why}, by {measurement.provider}"
     warnings = [Caution(CODE, why, "another runtime, format or recipe; or --allow-fallback")] if why else []
     return replace(measurement, executed=ran, warnings=[*measurement.warnings, *warnings])
 

@@ -328,3 +328,30 @@ def test_every_runtime_file_has_all_that_is_asked_of_it(name):
 def test_nothing_counted_is_unknown():
     assert describe({}) == describe({"": 0}) == "unknown"
     assert describe({"int8": 12, "float32": 2}) == "int8 (12 of 14 kernels; 2 float32)"
+
+
+class _NoDotProducts:
+    """OpenVINO's core as it is on a Cortex-A72: 8-bit convolutions are planned, and no kernel is there for them."""
+
+    def __init__(self):
+        self.asked = []
+
+    def compile_model(self, model, device, properties):
+        self.asked.append(properties)
+        if properties.get("LP_TRANSFORMS_MODE") != "NO":
+            raise RuntimeError("object is not initialized")
+        return "compiled"
+
+
+def test_8_bit_kernels_that_do_not_start_on_an_arm_cpu_give_way_to_float_and_the_record_says_so(monkeypatch):
+    from edgepipe.agent.runtimes import openvino
+
+    monkeypatch.setattr(openvino.platform, "machine", lambda: "aarch64")
+    core = _NoDotProducts()
+    compiled, properties, provider = openvino._compiled(core, None, openvino._properties(RunOptions()))
+    assert compiled == "compiled" and len(core.asked) == 2 and properties is core.asked[-1]
+    assert provider == "CPU, whose 8-bit kernels do not start on this processor"
+    assert openvino._compiled(core, None, openvino._properties(RunOptions(optimize=False)))[2] == "CPU"
+    monkeypatch.setattr(openvino.platform, "machine", lambda: "x86_64")
+    with pytest.raises(RuntimeError, match="not initialized"):
+        openvino._compiled(core, None, openvino._properties(RunOptions()))

@@ -69,6 +69,7 @@ def test_what_the_pi_4_is_told(tmp_path):
     found = lines(doctor.diagnose("rpi4", *look("pi4", tmp_path)))
     assert "lacks dot product" in found["cpu"].text and "Cortex-A72" in found["cpu"].text
     assert "may be slower than float32" in found["onnxruntime int8"].text and "measure" in found["onnxruntime int8"].fix
+    assert "runs in float32: its 8-bit convolutions need dot products" in found["openvino int8"].text
     assert found["meter"].text.startswith("no meter: a Raspberry Pi 4 has no current sensor")
     assert found["C library"].text == "glibc 2.36, libstdc++ up to GLIBCXX_3.4.30"
     assert found["clocks"].verdict == "green" and "1800 MHz" in found["clocks"].text

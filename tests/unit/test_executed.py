@@ -17,7 +17,7 @@ LAYERS = 3  # of the tiny network: two convolutions and a product
 
 
 def measured(ran):
-    return Measurement("ok", "quick", 1, executed=ran)
+    return Measurement("ok", "quick", 1, provider="its provider", executed=ran)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -50,6 +50,7 @@ def test_a_quantised_file_that_runs_in_float_is_a_fallback(name, ran_in_integers
     found = executed.judged(measured(ran), artifact)
     assert [warning.code for warning in found.warnings] == ["fallback"]
     assert f"3 layers of the file are integer ones, {ran_in_integers} ran in integers" in found.warnings[0].text
+    assert found.warnings[0].text.endswith("by its provider")
     with pytest.raises(BoardError, match="fell back") as caught:
         executed.check(found, "tiny on board")
     assert caught.value.exit_code == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
@@ -14,6 +15,7 @@ WHEELS: Tuple[Wheel, ...] = (Wheel("openvino<=2026.4.1"),)
 CRASHES: Tuple[Crash, ...] = ()
 
 _DEVICE = "CPU"
+_IN_FLOAT = "whose 8-bit kernels do not start on this processor"
 _NAMES = {
     "u8": "int8",
     "i8": "int8",
@@ -41,6 +43,13 @@ _LAYERS = {"Convolution", "Deconvolution", "DeformableConvolution", "FullyConnec
 
 def arithmetic(machine: str, isa: List[str], package: str) -> Arithmetic:  # noqa: ARG001 - as all runtimes
     """What its CPU plug-in does with integers: documented as quantised on x86-64, as fp16 on Arm."""
+    if machine == "aarch64" and "asimddp" not in isa:
+        return Arithmetic(
+            "yellow",
+            "runs in float32: its 8-bit convolutions need dot products, which this CPU lacks",
+            "weights are unpacked: saves size, not time",
+            "use onnx or tflite for int8 here, or take it as it is with --allow-fallback",
+        )
     if machine == "aarch64":
         half = "fp16" if "asimdhp" in isa else "float32"
         return Arithmetic(
@@ -76,8 +85,8 @@ class OpenvinoSession:
         if free:
             shapes = {node: openvino.PartialShape([options.batch, *list(node.partial_shape)[1:]]) for node in free}
             model.reshape(shapes)
-        self._model, self._properties = model, _properties(options)
-        self._compiled = core.compile_model(model, _DEVICE, self._properties)
+        self._model = model
+        self._compiled, self._properties, self._provider = _compiled(core, model, _properties(options))
         self._request = self._compiled.create_infer_request()
         self._inputs = _ordered([spec.name for spec in artifact.inputs], self._compiled.inputs)
         self._outputs = _ordered([spec.name for spec in artifact.outputs], self._compiled.outputs)
@@ -109,7 +118,7 @@ class OpenvinoSession:
                 continue
             precision = _NAMES.get(str(_fact(facts, "runtimePrecision")).lower(), "")
             tally.add(precision, _DEVICE, layer=kind in _LAYERS)
-        return tally.executed(_DEVICE)
+        return tally.executed(self._provider)
 
     def profile(self, runs: int) -> List[OpTime]:
         """The plug-in's performance counters, of a compiled model of its own. ``exec_type`` ends in the precision."""
@@ -151,6 +160,21 @@ def _properties(options: RunOptions) -> Dict[str, Any]:
     if not options.optimize:
         found.update(INFERENCE_PRECISION_HINT="f32", LP_TRANSFORMS_MODE="NO")
     return found
+
+
+def _compiled(core: Any, model: Any, properties: Dict[str, Any]) -> Tuple[Any, Dict[str, Any], str]:
+    """The compiled model, what it was compiled with, and what takes it, in words.
+
+    On an Arm CPU without dot products (Cortex-A53, A72) version 2026.4 plans 8-bit convolutions that it then has no
+    kernel for, and compiling ends with "object is not initialized". It runs such a file in float, if it is told to.
+    """
+    try:
+        return core.compile_model(model, _DEVICE, properties), properties, _DEVICE
+    except RuntimeError:
+        if platform.machine() != "aarch64" or "LP_TRANSFORMS_MODE" in properties:
+            raise
+        properties = dict(properties, LP_TRANSFORMS_MODE="NO")
+        return core.compile_model(model, _DEVICE, properties), properties, f"{_DEVICE}, {_IN_FLOAT}"
 
 
 def _ordered(wanted: List[str], nodes: List[Any]) -> List[int]:
