@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import cache, journal, measurement, metering, paths, plugins
+from edgepipe import cache, journal, measurement, metering, paths, plugins, scenarios
 from edgepipe.agent.power import ON_HOST
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import portable
@@ -133,7 +133,7 @@ def measure(
 
 def concluded(raw: RawRun, how: Plan, options: RunOptions) -> Measurement:
     """What a run means, with its samples kept in a file."""
-    found = measurement.conclude(raw, how, options)
+    found = scenarios.stated(measurement.conclude(raw, how, options), raw, how)
     return replace(found, raw=measurement.keep_raw(paths.data_home() / "raw", raw))
 
 

@@ -69,6 +69,28 @@ class Sustained:
 
 
 @dataclass(frozen=True)
+class Scenario:
+    """What a run in one of MLPerf's scenarios came to: ``value`` of ``metric`` in ``unit`` (ms, or samples/s).
+
+    A latency is the early-stopping estimate of its percentile: with 99 % confidence the true one is no larger.
+    ``valid`` is whether the run was as long as MLPerf's rules ask, ``reason`` why not, or why there is no value.
+    ``rate_per_s`` and ``waiting`` (queries that came and were not begun) are of a server.
+    """
+
+    name: str
+    metric: str
+    unit: str
+    value: Optional[float]
+    queries: int
+    samples_per_query: int
+    seconds: float
+    valid: bool
+    reason: str = ""
+    rate_per_s: Optional[float] = None
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
 class Energy:
     """Energy per inference in mJ, gross and net of idle, each with its 95 % interval."""
 
@@ -113,6 +135,7 @@ class Measurement:
     cpus: List[int] = field(default_factory=list)
     governor: str = ""
     sustained: Optional[Sustained] = None
+    scenario: Optional[Scenario] = None
 
 
 @dataclass(frozen=True)

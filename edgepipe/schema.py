@@ -204,7 +204,8 @@ class Plan:
 
     ``idle_seconds`` is how long the board rests before, where a meter reads its power. ``governor`` is set for the run
     and put back; before it the board cools to ``cool_to_c``, for ``cool_seconds`` at most. ``sustain_seconds`` is how
-    long one process runs without a pause, to see what the board can keep up.
+    long one process runs without a pause, to see what the board can keep up. ``scenario`` is one of MLPerf's, in which
+    ``min_samples`` counts queries; of a server ``rate`` is how many come in a second.
     """
 
     profile: str = "quick"
@@ -220,6 +221,8 @@ class Plan:
     cool_to_c: Optional[float] = None
     cool_seconds: float = 600.0
     sustain_seconds: float = 0.0
+    scenario: str = ""
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,8 @@ class ProcessSamples:
     """One measured process, times in ns. ``samples_ns`` is the steady part alone; ``warmup_runs`` came before.
 
     ``timed`` is when the steady part ran. ``cpus`` are the cores the process was allowed. In a sustained run
-    ``kept`` counts the samples kept of each second; of other runs all are.
+    ``kept`` counts the samples kept of each second; of other runs all are. ``batch`` is how many inferences a sample
+    stands for; ``waiting`` is how many queries of a server were left over.
     """
 
     load_ns: int
@@ -302,6 +306,7 @@ class ProcessSamples:
     timed: Optional[Window] = None
     cpus: List[int] = field(default_factory=list)
     kept: List[int] = field(default_factory=list)
+    waiting: int = 0
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,8 @@ def in_turns(
         other = request.model.partition("@")[0] + other
     if request.plan.profile not in ROUNDS:
         raise UsageError("a comparison in turns has no rest of that kind", "--sustain", "leave it out")
+    if request.plan.scenario:
+        raise UsageError("a comparison in turns is made call by call", "--scenario", "leave it out")
     rounds = ROUNDS[request.plan.profile]
     plan = _turn(request.plan, rounds)
     with board.connect(targets.load(request.target, request.host or None), bench.owner(), progress) as client:

@@ -102,7 +102,14 @@ def _facts(report: Report) -> dict[str, Any]:
         "cores": run.cpus if run else None,
         "input shapes": [spec.shape for spec in report.artifact.inputs],
         "profile": run.profile if run else None,
+        "scenario": _scenario(run),
     }
+
+
+def _scenario(run: Measurement | None) -> str | None:
+    """The scenario a run was made in, with the rate of a server; null where it was in none."""
+    found = run.scenario if run else None
+    return f"{found.name}{f' at {found.rate_per_s:g} queries/s' if found.rate_per_s else ''}" if found else None
 
 
 def _clock(run: Measurement | None) -> float | None:

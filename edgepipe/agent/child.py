@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List
 
-from edgepipe.agent import measure, runtimes
+from edgepipe.agent import measure, runtimes, scenarios
 from edgepipe.agent.text import clean, error_text
 from edgepipe.codec import from_dict, to_dict
 from edgepipe.errors import BoardError, EdgepipeError, UsageError
@@ -142,11 +142,14 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
     warm = measure.warm_up(once, plan)
     phase("measure")
     bounds = {"stop_at": job["stop_at"], "most": job["most"]}
+    kept: List[int] = []
+    of_query, waiting = opened.options.batch, 0
     if plan.sustain_seconds:
         samples, timed_ns, kept = measure.sustained(once, plan.sustain_seconds, **bounds)
+    elif plan.scenario:
+        samples, timed_ns, of_query, waiting = scenarios.run(once, plan, of_query, **bounds)
     else:
         samples, timed_ns = measure.timed_window(once, plan.min_seconds, plan.min_samples, **bounds)
-        kept = []
     # Stopped before its share was done, other than by the bound on samples: that is the deadline.
     late = time.perf_counter_ns() >= job["stop_at"] and len(samples) < job["most"]
     peak = measure.memory_peak_bytes()
@@ -158,9 +161,10 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
         steady=warm.steady,
         memory_peak_bytes=peak,
         samples_ns=list(samples),
-        batch=opened.options.batch,
+        batch=of_query,
         cpus=opened.cpus,
         kept=kept,
+        waiting=waiting,
     )
     overhead = measure.timer_overhead_ns(runtimes.find("null").prepare_empty())
     phase("describe")

@@ -27,6 +27,8 @@ _Compare = Annotated[
     str, typer.Option(metavar="B", help="Measure this too, in turns: FILE, RELEASE, MODEL@RECIPE or @RECIPE.")
 ]
 _Sustain = Annotated[str, typer.Option(help="Run so long without a pause, e.g. 10m: cold, burst and sustained level.")]
+_Scenario = Annotated[str, typer.Option(help="Ask as MLPerf does: single-stream, multi-stream, offline or server.")]
+_Rate = Annotated[float, typer.Option(min=0.0, help="Queries that arrive in a second, for --scenario server.")]
 
 
 def command(
@@ -41,6 +43,8 @@ def command(
     cool_to: _CoolTo = "",
     cool_timeout: _CoolTimeout = "10m",
     sustain: _Sustain = "",
+    scenario: _Scenario = "",
+    rate: _Rate = 0.0,
     wait: options.Wait = "",
     profile_ops: _ProfileOps = False,
     compare: _Compare = "",
@@ -52,20 +56,24 @@ def command(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure on the board without activating anything."""
-    from edgepipe import bench, deploy, sweep
+    from edgepipe import bench, deploy, scenarios, sweep
 
+    runs = _runs(threads, batch, cpus)
+    plan = _plan(profile, sustain, governor, cool_to, cool_timeout)
+    if profile == "mlperf" and not (compare or sustain):
+        scenario = scenario or "single-stream"
+    plans = [scenarios.plan(plan, scenario, rate, each) for each in runs]
     request = deploy.Request(
         subject,
         target,
         host,
-        plan=_plan(profile, sustain, governor, cool_to, cool_timeout),
+        plan=max(plans, key=lambda one: one.min_samples),
         formats=options.names(to, "--to"),
         max_latency=bench.latency_gate(max_latency),
         wait=options.seconds(wait, "--wait"),
         allow_fallback=allow_fallback,
         profile_ops=profile_ops,
     )
-    runs = _runs(threads, batch, cpus)
     found, limit = None, options.fraction(max_slowdown, "--max-slowdown") or 0.0
     with console.open_progress(quiet=quiet) as progress:
         if compare:

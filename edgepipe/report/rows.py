@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edgepipe import scenarios
 from edgepipe.record import Accuracy, Bound, Energy, Measurement, OpProfile, Payoff, Report, Step, Sustained
 from edgepipe.schema import Board, Power, Release
 
@@ -264,6 +265,8 @@ def measurement_facts(run: Measurement) -> list[tuple[str, str]]:
         found.append(("set for the run", f"{cores}, governor {run.governor or 'left as it was'}"))
     if run.sustained:
         found += _sustained_facts(run.sustained)
+    if run.scenario:
+        found.append((run.scenario.name, scenarios.words(run.scenario)))
     if thermal.cooling:
         wait = thermal.cooling
         said = f"from {number(wait.before_c)} to {number(wait.after_c)} C in {number(wait.seconds)} s"

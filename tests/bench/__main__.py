@@ -10,7 +10,19 @@ from pathlib import Path
 
 from tests.bench.figure import Figure
 
-PARTS = ("start", "transfer", "export", "latency", "statistics", "turns", "compression", "fleet", "llm", "peers")
+PARTS = (
+    "start",
+    "transfer",
+    "export",
+    "latency",
+    "mlperf",
+    "statistics",
+    "turns",
+    "compression",
+    "fleet",
+    "llm",
+    "peers",
+)
 
 
 def main() -> int:
