@@ -150,6 +150,9 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
         samples, timed_ns, of_query, waiting = scenarios.run(once, plan, of_query, **bounds)
     else:
         samples, timed_ns = measure.timed_window(once, plan.min_seconds, plan.min_samples, **bounds)
+    if min(samples, default=0) < 0:
+        fix = "its clock source is broken (see /sys/devices/system/clocksource): no time from it means anything"
+        raise BoardError("the board's clock went backwards while a call was timed", fix=fix)
     # Stopped before its share was done, other than by the bound on samples: that is the deadline.
     late = time.perf_counter_ns() >= job["stop_at"] and len(samples) < job["most"]
     peak = measure.memory_peak_bytes()

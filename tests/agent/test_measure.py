@@ -1,18 +1,21 @@
 """The measuring loop and the end of the warm-up, on series whose truth is known."""
 
 import gc
+import os
 import random
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from edgepipe import measurement
 from edgepipe.agent import measure
 from edgepipe.agent.preprocess import prepare
 from edgepipe.agent.rules import Links, activated, collectable, rolled_back
 from edgepipe.agent.text import clean
+from edgepipe.codec import from_dict
 from edgepipe.errors import BoardError
-from edgepipe.schema import Plan, Preprocessing
+from edgepipe.schema import Plan, Preprocessing, RawRun, RunOptions
 
 
 def noisy(source, level, count, spread=0.02):
@@ -113,6 +116,41 @@ def test_the_loop_adds_little_and_leaves_the_collector_as_it_was():
     assert 0 <= measure.timer_overhead_ns(lambda: None) < 20_000
     samples = measure.timed(Model(0, 0.005, 0), 0, 20, stop_at=None, most=20)
     assert 5_000_000 <= sorted(samples)[10] < 7_000_000
+
+
+WALL = """
+import time
+_began = time.time()
+time.time = lambda: _began - 3600 * time.monotonic()
+"""
+BROKEN = """
+import time
+_real = time.perf_counter_ns
+_calls = [0]
+def _jumping():
+    _calls[0] += 1
+    return _real() - 20_000_000 * (_calls[0] // 501)
+time.perf_counter_ns = _jumping
+"""
+
+
+@pytest.mark.parametrize(("clock", "says"), [(WALL, ""), (BROKEN, "clock went backwards")])
+def test_a_wall_clock_that_goes_backwards_changes_nothing_and_a_broken_one_is_told(start, tools, tmp_path, clock, says):
+    """The wall clock of a board without a battery jumps when the network tells it the time; the other one must not."""
+    (tmp_path / "sitecustomize.py").write_text(clock)
+    agent = start(env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    manifest, content = tools.null(sleep=0.001)
+    agent.push(content)
+    plan = Plan(processes=2, min_seconds=2.5, min_samples=20, warmup_seconds=0.1, warmup_cap_seconds=1.0)
+    if says:
+        error = agent.bad("bench", manifest=manifest, plan=plan, options=RunOptions())
+        assert error["kind"] == "BoardError" and says in error["what"] and "clocksource" in error["fix"]
+    else:
+        raw = from_dict(RawRun, agent.bench(manifest, plan))
+        found = measurement.conclude(raw, plan, RunOptions())
+        assert found.status in {"ok", "unstable"} and 1 < found.latency_ms.p50.value < 20
+        assert [state.at for state in raw.states] == sorted(state.at for state in raw.states)
+    assert agent.good("status")["lock"] is None
 
 
 def test_preprocessing_is_the_formula_in_every_layout():

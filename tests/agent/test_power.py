@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from edgepipe import energy
+from edgepipe import energy, measurement
 from edgepipe.agent import power
 from edgepipe.codec import from_dict
-from edgepipe.schema import Plan, RawRun
+from edgepipe.schema import Plan, RawRun, RunOptions
 from tests.agent import boards_kit as kit
 
 PLAN = Plan(
@@ -25,10 +25,11 @@ class Load(threading.Thread):
     def __init__(self, tree):
         super().__init__(daemon=True)
         self.tree, self.on, self.random = tree, True, random.Random(1)
+        self.says = str
 
     def run(self):
         while self.on:
-            self.tree.write(f"{self.tree.hwmon}/curr1_input", int(self.random.gauss(400, 12)))
+            self.tree.write(f"{self.tree.hwmon}/curr1_input", self.says(int(self.random.gauss(400, 12))))
             time.sleep(0.02)
 
     def end(self):
@@ -93,6 +94,27 @@ def test_a_meter_that_vanishes_ends_nothing_but_the_figure(start, tools, load):
     assert len(raw.processes) == 2 and not raw.failures
     assert outcome.power.mean_w is None and "readings failed" in outcome.power.reason
     assert "No such file" in outcome.power.reason and outcome.energy.reason == outcome.power.reason
+
+
+LIES = {
+    "no number": (lambda ma: "nan", "talks nonsense"),
+    "less than nothing": (lambda ma: str(-ma), "no board gives power back"),
+    "another unit": (lambda ma: str(1000 * ma), "too much for a whole board: a wrong unit"),
+    "an impossible jump": (lambda ma: str(ma if ma % 7 else 30 * ma), "an impossible jump"),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_meter_that_lies_from_some_moment_on_costs_its_figure_alone(name, start, tools, load):
+    lie, reason = LIES[name]
+    agent = start(sysfs_root=load.tree)
+    told = once_measuring(agent, tools, lambda: setattr(load, "says", lie))
+    raw = measured(agent, tools)
+    told.join()
+    found = measurement.conclude(raw, PLAN, RunOptions())
+    assert found.status in {"ok", "unstable"} and found.latency_ms.p50.value > 5
+    assert found.power.mean_w is None and reason in found.power.reason and found.power.source == "ina3221"
+    assert found.energy_mj.gross is None and found.energy_mj.reason == found.power.reason
 
 
 def test_a_meter_that_hangs_holds_nobody_up(start, tools, load):

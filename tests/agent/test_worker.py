@@ -1,6 +1,7 @@
 """Children that crash, hang and shout: each is a typed error, or a right result all the same."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -142,6 +143,14 @@ def test_ten_megabytes_of_noise_on_both_streams_are_drained(infer):
     noise = "[os.write(each, b'noise ' * 10_000) for _ in range(90) for each in (1, 2)]"
     done, outputs = infer(noise, on_run="print('{\"ok\": false}', flush=True); os.write(1, b'\\xff' * 100_000)")
     assert outputs == [[1.0, 2.0, 3.0, 4.0]] and done["samples"] == 1
+
+
+@pytest.mark.slow
+def test_a_gigabyte_of_stderr_is_drained_and_only_its_end_is_kept(infer):
+    with pytest.raises(BoardError) as caught:
+        infer("[os.write(2, b'noise ' * 170_000) for _ in range(1000)]; raise RuntimeError('the end')", deadline=120)
+    assert "the end" in caught.value.what and len(caught.value.what) < 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20, "in kB"
 
 
 def test_somebody_else_may_stop_it(infer):
