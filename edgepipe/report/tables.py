@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgepipe import scenarios
 from edgepipe.record import Accuracy, Comparison, OpProfile, Payoff, Report, Rung, Step
 from edgepipe.report.rows import (
     DASH,
@@ -108,6 +109,10 @@ def show_reports(reports: Sequence[Report], console: Console) -> None:
         for row in found:
             _tell_failure(row, console)
         _tell_warnings(found, console)
+        for row in found:
+            if row.run and row.run.scenario:
+                one = row.run.scenario
+                console.print(_text(f"{row.name}, {one.name}: {scenarios.words(one)}"))
         for row in found:
             if row.report.ops:
                 console.print(_text(f"{row.name}: where the time of {row.report.ops.runs} inferences goes", "bold"))
