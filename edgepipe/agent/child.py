@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
 from edgepipe.agent import measure, runtimes, scenarios
 from edgepipe.agent.text import clean, error_text
@@ -150,9 +150,7 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
         samples, timed_ns, of_query, waiting = scenarios.run(once, plan, of_query, **bounds)
     else:
         samples, timed_ns = measure.timed_window(once, plan.min_seconds, plan.min_samples, **bounds)
-    if min(samples, default=0) < 0:
-        fix = "its clock source is broken (see /sys/devices/system/clocksource): no time from it means anything"
-        raise BoardError("the board's clock went backwards while a call was timed", fix=fix)
+    _forwards(samples)
     # Stopped before its share was done, other than by the bound on samples: that is the deadline.
     late = time.perf_counter_ns() >= job["stop_at"] and len(samples) < job["most"]
     peak = measure.memory_peak_bytes()
@@ -179,6 +177,17 @@ def _bench(job: Dict[str, Any], phase: Phase) -> Dict[str, Any]:
         "executed": executed,
         "late": late,
     }
+
+
+def _forwards(samples: Sequence[int]) -> None:
+    """Refuse times from a clock that jumps back.
+
+    Raises:
+        BoardError: a call took less than no time.
+    """
+    if min(samples, default=0) < 0:
+        fix = "its clock source is broken (see /sys/devices/system/clocksource): no time from it means anything"
+        raise BoardError("the board's clock went backwards while a call was timed", fix=fix)
 
 
 def _feeds(job: Dict[str, Any], opened: _Opened) -> List[Any]:
