@@ -25,7 +25,7 @@ study-quick: $(STAMP) ## the small compression study on this machine, out/study-
 
 test: $(STAMP) ## run the tests (a few minutes)
 	@scripts/ensure-sshd || true
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -rs -n 2 --dist loadfile
 
 lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budgets
 	$(BIN)/ruff check .

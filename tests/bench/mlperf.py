@@ -22,7 +22,7 @@ from edgepipe.progress import Silent
 from edgepipe.schema import Plan, RunOptions
 from tests.bench.figure import Figure, missing, within
 
-ROUNDS, SECONDS, BATCH = 5, 4.0, 8
+ROUNDS, SECONDS, BATCH = 4, 3.0, 8
 LOAD = 0.4  # of a server, as a share of what it can do
 NAMES = {SINGLE: "SingleStream", MULTI: "MultiStream", OFFLINE: "Offline", SERVER: "Server"}
 # What LoadGen's summary calls the figure, which percentile that is (0: a throughput), and how near it must be. What
@@ -82,7 +82,7 @@ def figures(folder: Path) -> list[Figure]:
         client.push(bench.files_of(artifact))
 
         def agent(name: str, rate: float) -> float:
-            base = Plan("quick", processes=1, min_seconds=SECONDS, min_samples=64)
+            base = Plan("quick", processes=1, min_seconds=SECONDS, min_samples=64, warmup_cap_seconds=2.0)
             plan = scenarios.plan(base, name, rate if name == SERVER else 0.0, options)
             raw = client.bench(manifest, plan, options, None, meter="null")
             asked = ASKED[name][1]

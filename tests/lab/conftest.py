@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ class LabBoard:
         """Run a verb on this board."""
         return self.cli(verb, *arguments, "--target", self.name, code=code, timeout=timeout)
 
-    def json(self, verb: str, *arguments: str, code: int = 0) -> dict[str, Any]:
+    def json(self, verb: str, *arguments: str, code: int = 0, timeout: float = 900) -> dict[str, Any]:
         """Run a verb on this board, and return its document."""
-        return self.cli.json(verb, *arguments, "--target", self.name, "--quiet", code=code)
+        return dict(json.loads(self.run(verb, *arguments, "--quiet", "--json", code=code, timeout=timeout).stdout))
 
 
 @pytest.fixture(scope="session")
