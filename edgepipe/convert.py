@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import artifact, codec, data, export, given, made_up, model, preflight, targets, verify
+from edgepipe import artifact, codec, data, export, given, made_up, model, preflight, stages, targets, verify
 from edgepipe import recipe as recipes
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import BoardError, EdgepipeError, UsageError
@@ -36,7 +36,7 @@ class Request:
     max_drop: float | None = None
     opset: int | None = None
     dynamic: dict[str, list[int]] = field(default_factory=dict)
-    batch: int = 1
+    batch: int | None = None
     layout: str = ""
     fold: bool = False
     evaluation: str = "auto"
@@ -113,7 +113,7 @@ def convert(request: Request, progress: Progress) -> Result:
     request = replace(request, recipe=recipes.plain(request.recipe))
     source = given.load(request.model, request.said)
     wanted = ExportOptions(
-        batch=given.batch(request.said, request.batch),
+        batch=given.batch(request.said, request.batch, source),
         dynamic=request.dynamic,
         opset=request.opset,
         layout=request.layout or None,
@@ -149,9 +149,13 @@ def plain(
 ) -> None:
     """Make the file every recipe begins with in each format, so that all that can't be is said before the rest.
 
+    A file of the user's own is looked at first: what is known to be in the way is said before anything is made.
+
     Raises:
         UsageError, BoardError: some formats can't be made, or not run on ``board``; each with its reason and nodes.
     """
+    first_ways = {name: stages.chain(model, name)[0] for name in format_names}
+    preflight.before(model, first_ways, options, board)
     refused: dict[str, EdgepipeError] = {}
     for name in format_names:
         try:

@@ -63,16 +63,19 @@ def load(ref: str, said: Said) -> Model:
     return attach(found, Path(said.calibration).expanduser()) if said.calibration else found
 
 
-def batch(said: Said, asked: int) -> int:
-    """The batch: ``asked``, or what a shape of the first input with a name says.
+def batch(said: Said, asked: int | None, found: Model) -> int:
+    """The batch: ``asked``, or what a shape of the first input with a name says, or what the file fixes; else 1.
 
     Raises:
         UsageError: they are two.
     """
-    told = next(iter(said.input_shape.values()))[0] if isinstance(said.input_shape, dict) else asked
-    if asked not in (1, told):
-        raise UsageError(f"a batch of {asked} and one of {told}", "--batch, --input-shape", "say one of the two")
-    return told
+    if isinstance(said.input_shape, dict):
+        told = next(iter(said.input_shape.values()))[0]
+        if asked not in (None, 1, told):
+            raise UsageError(f"a batch of {asked} and one of {told}", "--batch, --input-shape", "say one of the two")
+        return told
+    own = found.inputs[0].shape[0] if found.module is None and found.inputs and found.inputs[0].shape else 1
+    return max(own, 1) if asked is None else asked
 
 
 def parse(text: str) -> Preprocessing:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgepipe import isolate, plugins
+from edgepipe import cache, isolate, plugins
 from edgepipe.agent import runtimes
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
-from edgepipe.errors import BoardError, UsageError
+from edgepipe.errors import BoardError, DeadlineError, UsageError
 from edgepipe.schema import Artifact, Board, Runtime
 from edgepipe.targets import Target
+
+if TYPE_CHECKING:
+    from edgepipe.model import Model
+
+_REASONS = "reasons.json"
 
 
 def expected(target: Target, format_names: Iterable[str]) -> Board:
@@ -49,6 +57,62 @@ def within(options: ExportOptions, target: Target) -> ExportOptions:
         what = f"the ONNX Runtime of {target.name} loads up to opset {target.opset}, not {options.opset}"
         raise UsageError(what, "--opset, --target", "ask for less, or leave --opset out")
     return replace(options, opset=options.opset or target.opset, ir_version=target.ir_version)
+
+
+def before(model: Model, ways: dict[str, str], options: ExportOptions, board: Board | None = None) -> None:
+    """Find out before any work what of a file can't be brought to the formats asked for, or run on the board.
+
+    ``ways`` has, by format, the first format on the way to it. Only what the user gives as a file can be looked at:
+    what is made of a torch module or by TensorFlow is judged as it is made.
+
+    Raises:
+        UsageError: something can't; all nodes of all formats are named.
+    """
+    if model.module is not None or model.path is None:
+        return
+    found = {name: _reasons(model, model.path, way, name, options, board) for name, way in ways.items()}
+    said = {name: reasons for name, reasons in found.items() if reasons}
+    if not said:
+        return
+    several = len(ways) > 1
+    texts = {name: "; ".join(what for what, _ in reasons) for name, reasons in said.items()}
+    what = "; ".join(f"to {name}: {text}" if several else text for name, text in texts.items())
+    rest = [name for name in ways if name not in said]
+    fixes = dict.fromkeys(fix for reasons in said.values() for _, fix in reasons if fix)
+    fixes = fixes or {"leave those operations out of the model": None}
+    only = [f"export to {' and '.join(rest)} only"] if rest else []
+    raise UsageError(what, model.name, ", or ".join([*only, *fixes]))
+
+
+def _reasons(
+    model: Model, path: Path, way: str, name: str, options: ExportOptions, board: Board | None
+) -> list[list[str]]:
+    """What the first format on the way to ``name`` says; kept, since the conversions it foresees are kept too."""
+    try:
+        module = plugins.load("formats", way, "preflight")
+    except UsageError:
+        return []
+    if not hasattr(module, "for_source"):
+        return []
+    runtimes_there = board.runtimes if board else []
+    runtime = next((each for each in runtimes_there if each.name == runtime_for(name) and each.version), None)
+    there = {"package": runtime.package, "version": runtime.version, "arch": board.arch} if board and runtime else None
+    shapes = [spec.shape for spec in model.inputs]
+    told = {"path": str(path), "shapes": shapes, "batch": options.batch, "opset": options.opset, "board": there}
+    code_of = cache.code(*sorted(Path(str(module.__file__)).parent.glob("*.py")))
+    have = cache.versions(("onnx", "onnxruntime", "openvino", "torch", "ai-edge-litert"))
+    entry = cache.key("preflight", parent=model.identity, way=way, told={**told, "path": ""}, code=code_of, have=have)
+
+    def fill(folder: Path) -> None:
+        try:
+            reasons = isolate.call(f"{module.__name__}:for_source", told)
+        except (BoardError, DeadlineError):
+            reasons = []  # it crashed, and what it is about will too, where more is known
+        (folder / _REASONS).write_text(json.dumps(reasons), encoding="utf-8")
+
+    folder, _ = cache.Cache().make(entry, fill)
+    kept: list[list[str]] = json.loads((folder / _REASONS).read_text(encoding="utf-8"))
+    return kept
 
 
 def check(artifact: Artifact, board: Board, where: str) -> list[str]:

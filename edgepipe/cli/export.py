@@ -21,7 +21,7 @@ def command(
     max_drop: options.MaxDrop = "",
     opset: options.Opset = 0,
     dynamic: options.Dynamic = None,
-    batch: options.Batch = 1,
+    batch: options.OwnBatch = None,
     layout: options.Layout = "",
     fold: options.Fold = False,
     target: options.MadeFor = "",

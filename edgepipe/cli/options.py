@@ -56,6 +56,10 @@ Wait = Annotated[
 LimitRate = Annotated[str, typer.Option("--limit-rate", help="Bytes per second to send at most, e.g. 500k or 2M.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of the runtime.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one inference.")]
+OwnBatch = Annotated[
+    int | None,
+    typer.Option("--batch", min=1, help="Samples in one inference; without it what the file fixes, else 1."),
+]
 Profile = Annotated[str, typer.Option("--profile", help="How long to measure: quick, standard or mlperf.")]
 MaxDrop = Annotated[
     str, typer.Option("--max-drop", help="Largest loss of the task's metric, e.g. 1%. Exit 6 beyond it.")

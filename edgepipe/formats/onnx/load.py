@@ -11,7 +11,7 @@ from typing import Any
 from edgepipe import isolate
 from edgepipe.cache import hash_file
 from edgepipe.codec import from_dict
-from edgepipe.errors import IntegrityError
+from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.model import Card, Loaded
 from edgepipe.schema import TensorSpec
 
@@ -52,6 +52,10 @@ def read(path: str) -> tuple[Any, list[str]]:
         raise _damaged(path, str(error)) from None
     if not model.graph.node or not model.opset_import:
         raise _damaged(path, "it holds no graph")
+    newest = onnx.defs.onnx_opset_version()
+    if opset(model) > newest:
+        what = f"the file asks for opset {opset(model)}, and the newest there is here is {newest}"
+        raise UsageError(what, path, "export it again with an older opset, or update onnx")
     external = _external(model, Path(path).parent)
     if external:
         load_external_data_for_model(model, str(Path(path).parent))

@@ -25,7 +25,7 @@ def converted(source: str) -> Any:
 
     with tempfile.TemporaryDirectory(prefix="edgepipe-") as folder:
         onnx = source.endswith(".onnx")
-        given = onnx_traps.mended(source, Path(folder)) if onnx else source
+        given = _mended(source, Path(folder)) if onnx else source
         try:
             model = openvino.convert_model(given)
         except Exception as error:  # native code with a class for each kind of check
@@ -42,18 +42,34 @@ def converted(source: str) -> Any:
     return model
 
 
+def _mended(source: str, folder: Path) -> str:
+    """See `onnx_traps.mended`; what it refuses is told together with what has no rule.
+
+    Raises:
+        UsageError: as there.
+    """
+    try:
+        return onnx_traps.mended(source, folder)
+    except UsageError as error:
+        more = _unruled(source)
+        raise UsageError(f"{error.what}; OpenVINO {more}" if more else error.what, error.where, _FIX) from None
+
+
 def _refusal(source: str, error: Exception) -> UsageError:
     """Say which nodes the frontend could not convert; where it does not even tell that, its last words."""
-    name = Path(source).name
+    said = _unruled(source)
+    what = f"OpenVINO {said}" if said else f"OpenVINO can't convert the model: {_words(error)}"
+    return UsageError(what, Path(source).name, _FIX)
+
+
+def _unruled(source: str) -> str:
+    """What it has no rule for or can't follow, with the nodes; empty where it tells nothing."""
     try:
         left = _left(source)
     except Exception:  # it fails as a whole: then the first error is all there is
-        left = []
+        return ""
     reasons = zip(_UNKNOWN, ("has no", "can't follow this use of"), strict=True)
-    parts = [_group(left, kind, why) for kind, why in reasons]
-    if not any(parts):
-        return UsageError(f"OpenVINO can't convert the model: {_words(error)}", name, _FIX)
-    return UsageError(f"OpenVINO {' and '.join(filter(None, parts))}", name, _FIX)
+    return " and ".join(filter(None, (_group(left, kind, why) for kind, why in reasons)))
 
 
 def _left(source: str) -> list[tuple[str, str, str]]:
@@ -87,6 +103,23 @@ def _some(names: list[str]) -> str:
 def _words(error: Exception) -> str:
     """The end of what it said: before it stand the places in its sources."""
     return " ".join(str(error).split())[-200:]
+
+
+def for_source(
+    path: str,
+    shapes: list[list[int]],  # noqa: ARG001
+    batch: int,  # noqa: ARG001
+    opset: int | None,  # noqa: ARG001
+    board: dict[str, str] | None,  # noqa: ARG001
+) -> list[list[str]]:
+    """What stands against converting a file, every node at once, each with what to do (runs in the child)."""
+    if not path.endswith((".onnx", ".tflite")):
+        return []
+    try:
+        converted(path)
+    except UsageError as error:
+        return [[error.what, error.fix]]
+    return []
 
 
 def for_board(path: str, package: str, version: str, arch: str) -> dict[str, list[str]]:  # noqa: ARG001

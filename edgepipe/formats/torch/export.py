@@ -58,10 +58,11 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
 
 
 def _from_graph(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
-    free = any(spec.shape and spec.shape[0] < 1 for spec in model.inputs)
-    if options.batch != 1 and not free:
+    batches = [spec.shape[0] for spec in model.inputs if spec.shape]
+    if options.batch != 1 and not any(size in (-1, 0, options.batch) for size in batches):
         raise UsageError("the file has no free batch", f"batch {options.batch}", "leave it out, or export it anew")
-    told = {"source": str(source), "target": str(folder / FILE), "batch": options.batch}
+    shapes = [spec.shape for spec in model.inputs]
+    told = {"source": str(source), "target": str(folder / FILE), "batch": options.batch, "shapes": shapes}
     facts = call(f"{__package__}.from_onnx:convert", told)
     inputs, outputs = (
         [TensorSpec(spec.name, shape, dtype, spec.layout) for spec, (shape, dtype) in zip(specs, made, strict=True)]

@@ -28,10 +28,11 @@ def rules() -> dict[str, Any]:
     return found
 
 
-def convert(source: str, target: str, batch: int) -> dict[str, Any]:
+def convert(source: str, target: str, batch: int, shapes: list[list[int]] | None = None) -> dict[str, Any]:
     """Write the program of an ONNX file and hold it against ONNX Runtime (runs in the child).
 
-    Inputs with a free batch get ``batch``. Returns shapes and types of the program's inputs and outputs.
+    Inputs with a free batch get ``batch``, other free sizes what ``shapes`` says of them. Returns shapes and types of
+    the program's inputs and outputs.
 
     Raises:
         UsageError: an operator without a rule, or a use of one that can't be followed, with the nodes.
@@ -41,13 +42,9 @@ def convert(source: str, target: str, batch: int) -> dict[str, Any]:
     import torch
 
     model = onnx.load(source)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    given = [value for value in model.graph.input if value.name not in weights]
-    if not given:
-        raise UsageError("the file has no inputs: it computes a constant", Path(source).name, "nothing is to be run")
-    _check(model)
-    shaped = tuple(_example(value, batch, at, None) for at, value in enumerate(given))
-    network = _network(model, [value.name for value in given], shaped)
+    given = _given(model, Path(source).name, shapes)
+    plan = _planned(model, given, batch)
+    network = _network(plan, [value.name for value in given])
     example, wanted = _answered(source, given, batch)
     try:
         program = torch.export.export(network, example, strict=False)
@@ -64,19 +61,59 @@ def convert(source: str, target: str, batch: int) -> dict[str, Any]:
     }
 
 
-def _check(model: Any) -> None:
-    """Refuse nodes without a rule, all at once."""
-    known = rules()
-    lacking = [
-        node
-        for node in model.graph.node
-        if node.domain not in _DOMAINS or (node.op_type not in known and node.op_type != "Constant")
-    ]
-    if lacking:
-        ops = ", ".join(sorted({node.op_type for node in lacking}))
-        names = [(node.name or node.output[0])[:60] for node in lacking[:_LISTED]]
-        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
-        raise UsageError(f"no rule to bring {ops} to TFLite (at {', '.join(names)}{more})", names[0], FIX)
+def foresee(source: str, batch: int, shapes: list[list[int]]) -> None:
+    """Find out whether the graph can be followed, without its program (runs in the child).
+
+    Raises:
+        UsageError: it can't; with all nodes that are in the way.
+    """
+    import onnx
+
+    model = onnx.load(source)
+    _planned(model, _given(model, Path(source).name, shapes), batch)
+
+
+def _given(model: Any, where: str, shapes: list[list[int]] | None) -> list[Any]:
+    """The inputs that are no weights, free sizes besides the batch fixed as ``shapes`` says.
+
+    Raises:
+        UsageError: there are none.
+    """
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+
+    weights = {tensor.name for tensor in model.graph.initializer}
+    given = [value for value in model.graph.input if value.name not in weights]
+    if not given:
+        raise UsageError("the file has no inputs: it computes a constant", where, "nothing is to be run")
+    for value, shape in zip(given, shapes or [], strict=False):
+        for dim, size in list(zip(value.type.tensor_type.shape.dim, shape, strict=False))[1:]:
+            if size > 0 and dim.dim_param:
+                make_dim_param_fixed(model.graph, dim.dim_param, size)
+            elif size > 0 and not dim.dim_value:
+                dim.dim_value = size
+    return given
+
+
+def _planned(model: Any, given: list[Any], batch: int) -> _Plan:
+    """The steps of the graph.
+
+    Raises:
+        UsageError: nodes can't be followed; all of them are named.
+    """
+    shaped = [_example(value, batch, at, None) for at, value in enumerate(given)]
+    plan = _Plan(model, dict(zip([value.name for value in given], shaped, strict=True)))
+    said = [*([_lacking(plan.lacking)] if plan.lacking else []), *(error.what for error in plan.refused)]
+    if said:
+        more = f"; and {len(said) - _LISTED} more" if len(said) > _LISTED else ""
+        raise UsageError("; ".join(said[:_LISTED]) + more, plan.first, FIX)
+    return plan
+
+
+def _lacking(nodes: list[Any]) -> str:
+    ops = ", ".join(sorted({node.op_type for node in nodes}))
+    names = [(node.name or node.output[0])[:60] for node in nodes[:_LISTED]]
+    more = f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else ""
+    return f"no rule to bring {ops} to TFLite (at {', '.join(names)}{more})"
 
 
 def _example(value: Any, batch: int, seed: int, whole: int | None) -> Any:
@@ -107,11 +144,9 @@ def _example(value: Any, batch: int, seed: int, whole: int | None) -> Any:
     return found.to(dtype)
 
 
-def _network(model: Any, inputs: list[str], example: tuple[Any, ...]) -> Any:
+def _network(plan: _Plan, inputs: list[str]) -> Any:
     """The graph as a torch module."""
     import torch
-
-    plan = _Plan(model, dict(zip(inputs, example, strict=True)))
 
     class Network(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
         def __init__(self) -> None:
@@ -151,8 +186,8 @@ class _Step:
 class _Plan:
     """What of the graph is constant, and the steps that are left.
 
-    Raises:
-        UsageError: a node that can't be followed.
+    ``lacking`` are nodes without a rule, ``refused`` the errors of those whose rule can't be followed. Nodes that come
+    after one of them are not looked at: nothing is known of what they read.
     """
 
     def __init__(self, model: Any, given: dict[str, Any]) -> None:
@@ -162,24 +197,43 @@ class _Plan:
         self._known = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
         self.outputs = [value.name for value in model.graph.output]
         self.steps: list[_Step] = []
+        self.lacking: list[Any] = []
+        self.refused: list[UsageError] = []
         opset = next(entry.version for entry in model.opset_import if entry.domain in _DOMAINS)
         fake, table = FakeTensorMode(allow_non_fake_inputs=True), rules()
         values: dict[str, Any] = {name: fake.from_tensor(value) for name, value in given.items()}
         values.update(self._known)
         for item in model.graph.node:
-            node = self._node(item, opset)
-            if item.op_type == "Constant":
-                values[item.output[0]] = self._known[item.output[0]] = _constant(node)
+            if item.domain not in _DOMAINS or (item.op_type not in table and item.op_type != "Constant"):
+                self.lacking.append(item)
                 continue
-            step = _Step(node, table[item.op_type], list(item.input), list(item.output))
-            constant = item.op_type in ("Shape", "Size") or all(known is not None for known in node.known)
-            with contextlib.nullcontext() if constant else fake, torch.no_grad():
-                made = self._tried(step, values)
-            values.update(made)
-            if constant:
-                self._known.update(made)
-            else:
-                self.steps.append(step)
+            if not all(name in values for name in item.input if name):
+                continue
+            try:
+                with torch.no_grad():
+                    values.update(self._made(self._node(item, opset), item, table, values, fake))
+            except UsageError as error:
+                self.refused.append(error)
+
+    @property
+    def first(self) -> str:
+        """Where the first refusal is."""
+        return self.refused[0].where if self.refused else (self.lacking[0].name or self.lacking[0].output[0])[:60]
+
+    def _made(self, node: Node, item: Any, table: dict[str, Any], values: dict[str, Any], fake: Any) -> dict[str, Any]:
+        """What a node makes: values where they are constant, else tensors without them, and a step."""
+        if item.op_type == "Constant":
+            self._known[item.output[0]] = _constant(node)
+            return {item.output[0]: self._known[item.output[0]]}
+        step = _Step(node, table[item.op_type], list(item.input), list(item.output))
+        constant = item.op_type in ("Shape", "Size") or all(known is not None for known in node.known)
+        with contextlib.nullcontext() if constant else fake:
+            made = self._tried(step, values)
+        if constant:
+            self._known.update(made)
+        else:
+            self.steps.append(step)
+        return made
 
     def _node(self, item: Any, opset: int) -> Node:
         from onnx import helper

@@ -1,0 +1,21 @@
+"""Whether an ONNX graph can be brought to a torch program, the way to TFLite, before any of it is."""
+
+from __future__ import annotations
+
+from edgepipe.errors import UsageError
+from edgepipe.formats.torch import from_onnx
+
+
+def for_source(
+    path: str,
+    shapes: list[list[int]],
+    batch: int,
+    opset: int | None,  # noqa: ARG001
+    board: dict[str, str] | None,  # noqa: ARG001
+) -> list[list[str]]:
+    """What stands against converting the file, every node at once, each with what to do (runs in the child)."""
+    try:
+        from_onnx.foresee(path, batch, shapes)
+    except UsageError as error:
+        return [[error.what, error.fix]]
+    return []
