@@ -78,10 +78,10 @@ def before(model: Model, ways: dict[str, str], options: ExportOptions, board: Bo
     texts = {name: "; ".join(what for what, _ in reasons) for name, reasons in said.items()}
     what = "; ".join(f"to {name}: {text}" if several else text for name, text in texts.items())
     rest = [name for name in ways if name not in said]
-    fixes = dict.fromkeys(fix for reasons in said.values() for _, fix in reasons if fix)
-    fixes = fixes or {"leave those operations out of the model": None}
+    fixes = {fix for reasons in said.values() for _, fix in reasons}
+    own = fixes.pop() if len(fixes) == 1 else ""
     only = [f"export to {' and '.join(rest)} only"] if rest else []
-    raise UsageError(what, model.name, ", or ".join([*only, *fixes]))
+    raise UsageError(what, model.name, ", or ".join([*only, own or "leave those operations out of the model"]))
 
 
 def _reasons(

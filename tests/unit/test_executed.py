@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from edgepipe import executed
+from edgepipe import deploy, executed, export
 from edgepipe.agent import precision
 from edgepipe.errors import BoardError
+from edgepipe.progress import Silent
 from edgepipe.record import Measurement
 from edgepipe.runner import run_file
 from edgepipe.schema import Executed
+from tests.unit import fallback_kit, search_kit
 from tests.unit import formats_kit as kit
 
 FORMATS = ("onnx", "openvino", "tflite")
@@ -62,6 +64,34 @@ def test_litert_has_no_float_way_for_an_integer_file():
     found = executed.judged(measured(ran), kit.made("tflite", "int8").artifact)
     assert set(ran.providers) == {"reference kernels"}
     assert found.executed.integer_layers == LAYERS and not found.warnings
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_whose_layers_run_in_float_for_the_most_part_is_refused(name, tmp_path):
+    """A real file for each runtime: one layer of three is computed in integers."""
+    import numpy as np
+
+    path = fallback_kit.FILES[name](tmp_path / f"model{fallback_kit.SUFFIX[name]}")
+    artifact = export.artifact_of_file(path)
+    (spec,) = artifact.inputs
+    feeds = {spec.name: np.random.default_rng(0).normal(size=spec.shape).astype(np.float32)}
+    found = executed.judged(measured(run_file(artifact, feeds).executed), artifact)
+    assert (found.executed.integer_layers, found.executed.layers["int8"]) == (LAYERS, 1)
+    with pytest.raises(BoardError, match="3 layers of the file are integer ones, 1 ran in integers"):
+        executed.check(found, "here")
+
+
+def test_deploy_takes_a_fall_back_only_when_told_to(tmp_path):
+    kit.use_home()
+    path = fallback_kit.onnx_file(tmp_path / "model.onnx")
+    request = deploy.Request(str(path), "local", plan=search_kit.SHORT)
+    outcome = deploy.deploy(request, Silent())
+    assert isinstance(outcome.error, BoardError)
+    assert "the runtime fell back" in outcome.error.what
+    assert outcome.reports[0].release is None
+    allowed = deploy.deploy(replace(request, allow_fallback=True), Silent())
+    assert allowed.error is None
+    assert [warning.code for warning in allowed.reports[0].measurement.warnings if warning.code == "fallback"]
 
 
 def test_xnnpack_takes_the_operators_of_a_float_file():

@@ -11,14 +11,23 @@ _INTEGERS = ("INT8", "UINT8", "INT16")
 
 
 def integer_layers(path: str) -> int:
-    """How many layers the file says are to be computed on integer activations and weights (runs in the child)."""
+    """How many layers the file says are to be computed on integer activations and weights (runs in the child).
+
+    Those too that read a dequantised activation and a dequantised weight, as other tools write integer layers: LiteRT
+    does not fuse them.
+    """
     model = graph.read(path)
     main = model.subgraphs[0]
-    layers = [(graph.operator(model, op), op) for op in main.operators]
     slots = {"TRANSPOSE_CONV": 2}  # its inputs are output shape, weights, input
-    return sum(
-        name in _LAYERS and graph.kind(main.tensors[op.inputs[slots.get(name, 0)]]) in _INTEGERS for name, op in layers
-    )
+    sources = {op.outputs[0]: op.inputs[0] for op in main.operators if graph.operator(model, op) == "DEQUANTIZE"}
+    count = 0
+    for op in main.operators:
+        name = graph.operator(model, op)
+        if name in _LAYERS:
+            given = op.inputs[slots.get(name, 0)]
+            read = [given] if graph.kind(main.tensors[given]) in _INTEGERS else [given, op.inputs[1]]
+            count += all(graph.kind(main.tensors[sources.get(tensor, tensor)]) in _INTEGERS for tensor in read)
+    return count
 
 
 def precision(path: str) -> str:

@@ -43,7 +43,9 @@ def convert(source: str, target: str, batch: int, shapes: list[list[int]] | None
 
     model = onnx.load(source)
     given = _given(model, Path(source).name, shapes)
-    plan = _planned(model, given, batch)
+    plan, refused = _planned(model, given, batch)
+    if plan is None or refused:
+        raise refused[0]
     network = _network(plan, [value.name for value in given])
     example, wanted = _answered(source, given, batch)
     try:
@@ -61,16 +63,15 @@ def convert(source: str, target: str, batch: int, shapes: list[list[int]] | None
     }
 
 
-def foresee(source: str, batch: int, shapes: list[list[int]]) -> None:
-    """Find out whether the graph can be followed, without its program (runs in the child).
-
-    Raises:
-        UsageError: it can't; with all nodes that are in the way.
-    """
+def foresee(source: str, batch: int, shapes: list[list[int]]) -> list[UsageError]:
+    """Why the graph can't be followed: every node that is in the way; none where it can (runs in the child)."""
     import onnx
 
     model = onnx.load(source)
-    _planned(model, _given(model, Path(source).name, shapes), batch)
+    try:
+        return _planned(model, _given(model, Path(source).name, shapes), batch)[1]
+    except UsageError as error:
+        return [error]
 
 
 def _given(model: Any, where: str, shapes: list[list[int]] | None) -> list[Any]:
@@ -94,26 +95,28 @@ def _given(model: Any, where: str, shapes: list[list[int]] | None) -> list[Any]:
     return given
 
 
-def _planned(model: Any, given: list[Any], batch: int) -> _Plan:
-    """The steps of the graph.
+def _planned(model: Any, given: list[Any], batch: int) -> tuple[_Plan | None, list[UsageError]]:
+    """The steps of the graph, and the refusals of nodes that can't be followed, those without a rule first."""
+    lacking, plan = _lacking(model), None
+    try:
+        shaped = [_example(value, batch, at, None) for at, value in enumerate(given)]
+        plan = _Plan(model, dict(zip([value.name for value in given], shaped, strict=True)))
+        refused = plan.refused
+    except UsageError as error:
+        refused = [error]
+    if lacking:
+        ops = ", ".join(sorted({node.op_type for node in lacking}))
+        names = [(node.name or node.output[0])[:60] for node in lacking[:_LISTED]]
+        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+        what = f"no rule to bring {ops} to TFLite (at {', '.join(names)}{more})"
+        refused = [UsageError(what, names[0], FIX), *refused]
+    return plan, refused
 
-    Raises:
-        UsageError: nodes can't be followed; all of them are named.
-    """
-    shaped = [_example(value, batch, at, None) for at, value in enumerate(given)]
-    plan = _Plan(model, dict(zip([value.name for value in given], shaped, strict=True)))
-    said = [*([_lacking(plan.lacking)] if plan.lacking else []), *(error.what for error in plan.refused)]
-    if said:
-        more = f"; and {len(said) - _LISTED} more" if len(said) > _LISTED else ""
-        raise UsageError("; ".join(said[:_LISTED]) + more, plan.first, FIX)
-    return plan
 
-
-def _lacking(nodes: list[Any]) -> str:
-    ops = ", ".join(sorted({node.op_type for node in nodes}))
-    names = [(node.name or node.output[0])[:60] for node in nodes[:_LISTED]]
-    more = f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else ""
-    return f"no rule to bring {ops} to TFLite (at {', '.join(names)}{more})"
+def _lacking(model: Any) -> list[Any]:
+    """The nodes without a rule."""
+    known = {*rules(), "Constant"}
+    return [node for node in model.graph.node if node.domain not in _DOMAINS or node.op_type not in known]
 
 
 def _example(value: Any, batch: int, seed: int, whole: int | None) -> Any:
@@ -186,8 +189,8 @@ class _Step:
 class _Plan:
     """What of the graph is constant, and the steps that are left.
 
-    ``lacking`` are nodes without a rule, ``refused`` the errors of those whose rule can't be followed. Nodes that come
-    after one of them are not looked at: nothing is known of what they read.
+    ``refused`` are the errors of nodes whose rule can't be followed. Nodes without a rule are left out, and those that
+    come after one or the other: nothing is known of what they read.
     """
 
     def __init__(self, model: Any, given: dict[str, Any]) -> None:
@@ -197,7 +200,6 @@ class _Plan:
         self._known = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
         self.outputs = [value.name for value in model.graph.output]
         self.steps: list[_Step] = []
-        self.lacking: list[Any] = []
         self.refused: list[UsageError] = []
         opset = next(entry.version for entry in model.opset_import if entry.domain in _DOMAINS)
         fake, table = FakeTensorMode(allow_non_fake_inputs=True), rules()
@@ -205,7 +207,6 @@ class _Plan:
         values.update(self._known)
         for item in model.graph.node:
             if item.domain not in _DOMAINS or (item.op_type not in table and item.op_type != "Constant"):
-                self.lacking.append(item)
                 continue
             if not all(name in values for name in item.input if name):
                 continue
@@ -214,11 +215,6 @@ class _Plan:
                     values.update(self._made(self._node(item, opset), item, table, values, fake))
             except UsageError as error:
                 self.refused.append(error)
-
-    @property
-    def first(self) -> str:
-        """Where the first refusal is."""
-        return self.refused[0].where if self.refused else (self.lacking[0].name or self.lacking[0].output[0])[:60]
 
     def _made(self, node: Node, item: Any, table: dict[str, Any], values: dict[str, Any], fake: Any) -> dict[str, Any]:
         """What a node makes: values where they are constant, else tensors without them, and a step."""

@@ -37,10 +37,7 @@ def dtype_of(node: Node, code: int) -> Any:
         UsageError: TFLite has no such type.
     """
     if code not in _TYPES:
-        from onnx import TensorProto
-
-        kind = TensorProto.DataType.Name(code).lower() if code in TensorProto.DataType.values() else f"type {code}"
-        raise node.refusal(f"it makes {kind} elements, neither real numbers nor truth values")
+        raise node.refusal(f"it makes elements of type {code}, neither numbers nor truth values")
     return _TYPES[code]
 
 

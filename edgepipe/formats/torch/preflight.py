@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edgepipe.errors import UsageError
 from edgepipe.formats.torch import from_onnx
 
 
@@ -14,8 +13,4 @@ def for_source(
     board: dict[str, str] | None,  # noqa: ARG001
 ) -> list[list[str]]:
     """What stands against converting the file, every node at once, each with what to do (runs in the child)."""
-    try:
-        from_onnx.foresee(path, batch, shapes)
-    except UsageError as error:
-        return [[error.what, error.fix]]
-    return []
+    return [[error.what, error.fix] for error in from_onnx.foresee(path, batch, shapes)]
