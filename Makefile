@@ -35,12 +35,13 @@ lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budget
 	$(BIN)/vermin -q -t=3.8- --no-tips --violations edgepipe/agent edgepipe/schema.py edgepipe/codec.py edgepipe/errors.py
 	$(BIN)/python scripts/budgets.py
 
-bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, export, latency, mlperf, statistics, turns, compression, fleet, llm or peers
+bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, export, latency, mlperf, statistics, turns, compression, fleet, fleet_dask, fleet_ssh, serve, llm or peers
 	@scripts/ensure-sshd rsync
 	$(BIN)/python -m tests.bench $(PART)
 
-bench-fleet: $(STAMP) ## what planning a fleet costs for each trial, and how it grows; BOARDS=10000 takes minutes
-	$(BIN)/python -m tests.bench fleet
+bench-fleet: $(STAMP) ## fleets: planning, killed gateways, 100 boards beside pyinfra and Ansible, the page; BOARDS=10000
+	@scripts/ensure-sshd
+	$(BIN)/python -m tests.bench fleet fleet_dask fleet_ssh serve
 
 guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMALL=1 tries less often, WRITE=1 updates docs
 	@scripts/ensure-sshd || true

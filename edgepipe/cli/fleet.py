@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgepipe.cli import _fleet_analysis, _rollout, console, options, outcomes
+from edgepipe.cli import _fleet_analysis, _fleet_engine, _rollout, console, options, outcomes
 from edgepipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,10 +24,12 @@ Inventory = Annotated[
 ]
 Parallel = Annotated[int, typer.Option("--parallel", min=1, help="Boards at a time.")]
 Transfers = Annotated[int, typer.Option("--transfers", min=1, help="Transfers at a time on the uplink of each site.")]
-Engine = Annotated[str, typer.Option("--engine", help="What runs the jobs: thread.")]
 MaybeRun = Annotated[
     str, typer.Argument(metavar="[RUN]", help="A run's id or the beginning of it, or rollout; else the latest run.")
 ]
+
+
+group.command()(_fleet_engine.gateway)
 
 
 @group.command()
@@ -48,7 +50,11 @@ def run(
     parallel: Parallel = 32,
     transfers: Transfers = 4,
     wait: options.Wait = "",
-    engine: Engine = "thread",
+    engine: _fleet_engine.Engine = "thread",
+    scheduler: _fleet_engine.Scheduler = "",
+    tls_ca: _fleet_engine.Ca = "",
+    tls_cert: _fleet_engine.Cert = "",
+    tls_key: _fleet_engine.Key = "",
     dry_run: Annotated[bool, typer.Option(help="Show the plan, its bytes and time; ask no board.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -71,8 +77,9 @@ def run(
     if dry_run:
         _show_plan(request, parallel, as_json=json)
         return
+    chosen = _fleet_engine.choice(engine, scheduler, tls_ca, tls_cert, tls_key)
     limits = _limits(parallel, transfers, wait)
-    _go(lambda p, w: fleet.run(request, p, w, limits, engine), as_json=json, quiet=quiet)
+    _go(lambda p, w: fleet.run(request, p, w, limits, chosen), as_json=json, quiet=quiet)
 
 
 @group.command()
@@ -97,7 +104,11 @@ def rollout(
     parallel: Parallel = 32,
     transfers: Transfers = 4,
     wait: options.Wait = "",
-    engine: Engine = "thread",
+    engine: _fleet_engine.Engine = "thread",
+    scheduler: _fleet_engine.Scheduler = "",
+    tls_ca: _fleet_engine.Ca = "",
+    tls_cert: _fleet_engine.Cert = "",
+    tls_key: _fleet_engine.Key = "",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -106,23 +117,22 @@ def rollout(
     from edgepipe.fleet import rollout as staged
     from edgepipe.fleet.rollout import waves as staging
 
-    if roll_back not in staging.ROLL_BACK:
-        raise UsageError(f"no such choice: {roll_back}", "--roll-back", f"one of {', '.join(staging.ROLL_BACK)}")
     members = _members(inventory, limit)
     request = staged.Request(
         members,
         _rollout.candidate(model, recipe, to),
         staging.counts(waves, len(members)),
         _rollout.gates(max_drop, max_slowdown, max_energy, tolerate, quorum),
-        roll_back,
+        staging.checked(roll_back),
         options.seconds(soak, "--soak"),
         bench.plan(profile),
         schema.RunOptions(threads=threads),
         evaluation,
         synthetic,
     )
+    chosen = _fleet_engine.choice(engine, scheduler, tls_ca, tls_cert, tls_key)
     limits = _limits(parallel, transfers, wait)
-    _rollout.go(lambda p: staged.begin(request, p, limits, engine), as_json=json, quiet=quiet)
+    _rollout.go(lambda p: staged.begin(request, p, limits, chosen), as_json=json, quiet=quiet)
 
 
 @group.command()
@@ -138,15 +148,20 @@ def abort(
     run: _rollout.Rollout = "",
     roll_back: _rollout.RollBack = "wave",
     parallel: Parallel = 32,
-    engine: Engine = "thread",
+    engine: _fleet_engine.Engine = "thread",
+    scheduler: _fleet_engine.Scheduler = "",
+    tls_ca: _fleet_engine.Ca = "",
+    tls_cert: _fleet_engine.Cert = "",
+    tls_key: _fleet_engine.Key = "",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """End a roll-out, and bring its boards back: those of the wave at hand, all of them or none."""
     from edgepipe.fleet import rollout as staged
 
+    chosen = _fleet_engine.choice(engine, scheduler, tls_ca, tls_cert, tls_key)
     limits = _limits(parallel, 4, "")
-    _rollout.go(lambda p: staged.abort(run, roll_back, p, limits, engine), as_json=json, quiet=quiet)
+    _rollout.go(lambda p: staged.abort(run, roll_back, p, limits, chosen), as_json=json, quiet=quiet)
 
 
 @group.command()
@@ -155,7 +170,11 @@ def resume(
     parallel: Parallel = 32,
     transfers: Transfers = 4,
     wait: options.Wait = "",
-    engine: Engine = "thread",
+    engine: _fleet_engine.Engine = "thread",
+    scheduler: _fleet_engine.Scheduler = "",
+    tls_ca: _fleet_engine.Ca = "",
+    tls_cert: _fleet_engine.Cert = "",
+    tls_key: _fleet_engine.Key = "",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -163,11 +182,12 @@ def resume(
     from edgepipe import fleet
     from edgepipe.fleet import rollout as staged
 
+    chosen = _fleet_engine.choice(engine, scheduler, tls_ca, tls_cert, tls_key)
     limits = _limits(parallel, transfers, wait)
     if run.startswith(staged.PREFIX):
-        _rollout.go(lambda p: staged.resume(run, p, limits, engine), as_json=json, quiet=quiet)
+        _rollout.go(lambda p: staged.resume(run, p, limits, chosen), as_json=json, quiet=quiet)
         return
-    _go(lambda p, w: fleet.resume(run, p, w, limits, engine), as_json=json, quiet=quiet)
+    _go(lambda p, w: fleet.resume(run, p, w, limits, chosen), as_json=json, quiet=quiet)
 
 
 @group.command()

@@ -9,15 +9,15 @@ import fcntl
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import codec, journal, paths, plugins
+from edgepipe import codec, journal, paths
 from edgepipe.errors import BoardError, BusyError, EdgepipeError, UsageError
 from edgepipe.fleet import plan
 from edgepipe.fleet.builds import Builds
-from edgepipe.fleet.engines import Options
+from edgepipe.fleet.engines import Choice, Engine
 from edgepipe.fleet.lane import Lane, Limits
 from edgepipe.fleet.plan import Request
 from edgepipe.fleet.schedule import Schedule
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KIND = "fleet"
 Watch = Callable[[Lane], None]
+THREADS = Choice()
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Outcome:
     error: EdgepipeError | None = None
 
 
-def run(request: Request, progress: Progress, watch: Watch, limits: Limits, engine: str = "thread") -> Outcome:
+def run(request: Request, progress: Progress, watch: Watch, limits: Limits, engine: Choice = THREADS) -> Outcome:
     """Begin a run: write it down, then work on it.
 
     Raises:
@@ -49,13 +50,14 @@ def run(request: Request, progress: Progress, watch: Watch, limits: Limits, engi
     files = Builds.open(request, progress)
     request = replace(request, identities={name: model.identity for name, model in files.models.items()})
     request = codec.from_dict(Request, codec.to_dict(request))  # as a resume reads it: 0 and 0.0 hash differently
-    name = journal.new_id()
-    Journal().append(KIND, codec.to_dict(request), name)
-    progress.note(f"fleet run {name}: {len(request.members)} boards; edgepipe fleet resume {name} goes on with it")
-    return _work(name, request, files, progress, watch, limits, engine)
+    with closing(engine.open(limits.parallel)) as runner:
+        name = journal.new_id()
+        Journal().append(KIND, codec.to_dict(request), name)
+        progress.note(f"fleet run {name}: {len(request.members)} boards; edgepipe fleet resume {name} goes on with it")
+        return _work(name, request, files, progress, watch, limits, runner)
 
 
-def resume(name: str, progress: Progress, watch: Watch, limits: Limits, engine: str = "thread") -> Outcome:
+def resume(name: str, progress: Progress, watch: Watch, limits: Limits, engine: Choice = THREADS) -> Outcome:
     """Go on with a run: what the journal has is not measured again, what waits on a board is fetched.
 
     Raises:
@@ -67,11 +69,12 @@ def resume(name: str, progress: Progress, watch: Watch, limits: Limits, engine: 
         if files.models[model].identity != identity:
             fix = "begin a new run: edgepipe fleet run"
             raise UsageError(f"model {model} is not the one this run began with", f"fleet run {name}", fix)
-    return _work(name, request, files, progress, watch, limits, engine)
+    with closing(engine.open(limits.parallel)) as runner:
+        return _work(name, request, files, progress, watch, limits, runner)
 
 
 def _work(
-    name: str, request: Request, files: Builds, progress: Progress, watch: Watch, limits: Limits, engine: str
+    name: str, request: Request, files: Builds, progress: Progress, watch: Watch, limits: Limits, runner: Engine
 ) -> Outcome:
     kept = Journal()
     with alone(name):
@@ -84,12 +87,8 @@ def _work(
         def keep(found: list[Report]) -> None:
             kept.append_all(("report", codec.to_dict(report), report.id) for report in found)
 
-        runner = plugins.load("fleet.engines", engine).open_engine(Options(limits.parallel))
-        try:
+        with closing(files):
             Schedule(request, left, runner, files, keep, watch, limits, trials).run()
-        finally:
-            files.close()
-            runner.close()
     return _outcome(name, request)
 
 

@@ -31,12 +31,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """A board, who asks, and how long its answers may take. ``kept`` are runs that the board may forget."""
+    """A board, who asks, and how long its answers may take. ``kept`` are runs that the board may forget.
+
+    Connections are kept by ``session``: fleets that share a process don't share them.
+    """
 
     target: Target
     owner: str
     times: Times = field(default_factory=Times)
     kept: tuple[str, ...] = ()
+    session: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the connection goes by."""
+        return self.session, self.target.name
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Found:
     fetched: bool = False
 
 
-_clients: dict[str, BoardClient] = {}
+_clients: dict[tuple[str, str], BoardClient] = {}
 _lock = threading.Lock()
 
 
@@ -86,7 +95,7 @@ def greet(where: Where, runs: frozenset[str]) -> Greeting:
     Raises:
         LinkError, BusyError, DeadlineError, BoardError, IntegrityError: as `board.connect`.
     """
-    close(where.target.name)
+    close(*where.key)
     with connected(where) as client:
         waiting = tuple(name for name in client.hello().runs if name in runs)
         return Greeting(client.hello().board, client.fingerprint, waiting)
@@ -130,41 +139,40 @@ def leave(where: Where) -> None:
     if where.kept:
         with contextlib.suppress(EdgepipeError), connected(where):
             pass
-    close(where.target.name)
+    close(*where.key)
 
 
-def close(name: str) -> None:
+def close(session: str, name: str) -> None:
     """Close a board's connection, if it has one."""
     with _lock:
-        client = _clients.pop(name, None)
+        client = _clients.pop((session, name), None)
     if client:
         client.close()
 
 
-def close_all() -> None:
-    """Close every connection."""
-    for name in list(_clients):
-        close(name)
+def close_all(session: str = "") -> None:
+    """Close every connection of a session."""
+    for key in [each for each in list(_clients) if each[0] == session]:
+        close(*key)
 
 
 @contextmanager
 def connected(where: Where) -> Iterator[BoardClient]:
     """The open connection to a board, or a new one; closed when anything goes wrong."""
-    name = where.target.name
-    client = _clients.get(name)
+    client = _clients.get(where.key)
     if client and _broken(client):
-        close(name)
+        close(*where.key)
         client = None
     if client is None:
         client = board.connect(where.target, where.owner, Silent(), where.times)
         with _lock:
-            _clients[name] = client
+            _clients[where.key] = client
     try:
         if where.kept:
             client.forget(list(where.kept))
         yield client
     except BaseException:
-        close(name)
+        close(*where.key)
         raise
 
 

@@ -20,6 +20,9 @@ PARTS = (
     "turns",
     "compression",
     "fleet",
+    "fleet_dask",
+    "fleet_ssh",
+    "serve",
     "llm",
     "peers",
 )

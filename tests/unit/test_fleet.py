@@ -357,7 +357,7 @@ def test_killed_at_any_moment_nothing_recorded_is_lost_or_done_twice(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
     journal = Path(os.environ["EDGEPIPE_HOME"]) / "journal.jsonl"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while time.monotonic() < until and (not journal.exists() or journal.read_bytes().count(b"\n") < 12):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -49,7 +49,7 @@ class ThreadEngine:
 
     def abandon(self, board: str) -> None:
         """Close the board's connection: whoever waits for it gets an error at once."""
-        work.close(board)
+        work.close("", board)
 
     def close(self) -> None:
         """Close every connection."""

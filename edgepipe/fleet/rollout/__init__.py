@@ -14,6 +14,7 @@ from edgepipe import codec, fleet, journal
 from edgepipe.errors import EdgepipeError, UsageError
 from edgepipe.fleet import plan
 from edgepipe.fleet.builds import Builds
+from edgepipe.fleet.engines import Choice
 from edgepipe.fleet.plan import Cell, Member
 from edgepipe.fleet.rollout import waves
 from edgepipe.fleet.rollout.waves import Gates, Standing
@@ -74,7 +75,7 @@ class State:
     roll_back: str = "wave"
 
 
-def begin(request: Request, progress: Progress, limits: Limits, engine: str = "thread") -> fleet.Outcome:
+def begin(request: Request, progress: Progress, limits: Limits, engine: Choice = fleet.THREADS) -> fleet.Outcome:
     """Write a roll-out down, then work on it.
 
     Raises:
@@ -91,7 +92,7 @@ def begin(request: Request, progress: Progress, limits: Limits, engine: str = "t
     return drive.work(name, request, files, progress, limits, engine)
 
 
-def resume(name: str, progress: Progress, limits: Limits, engine: str = "thread") -> fleet.Outcome:
+def resume(name: str, progress: Progress, limits: Limits, engine: Choice = fleet.THREADS) -> fleet.Outcome:
     """Go on with a roll-out after a pause, Ctrl-C or a killed host; boards that were missed are asked again.
 
     Raises:
@@ -120,7 +121,7 @@ def pause(name: str) -> str:
 
 
 def abort(
-    name: str, roll_back: str, progress: Progress, limits: Limits, engine: str = "thread"
+    name: str, roll_back: str, progress: Progress, limits: Limits, engine: Choice = fleet.THREADS
 ) -> fleet.Outcome | None:
     """End a roll-out and bring boards back: of the wave at hand, all of them or none.
 
@@ -132,8 +133,7 @@ def abort(
     from edgepipe.errors import BusyError
     from edgepipe.fleet.rollout import drive
 
-    if roll_back not in waves.ROLL_BACK:
-        raise UsageError(f"no such choice: {roll_back}", "--roll-back", f"one of {', '.join(waves.ROLL_BACK)}")
+    waves.checked(roll_back)
     name, request = find(name)
     _order(name, ABORT, roll_back)
     try:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgepipe import bench, codec, fleet, plugins
+from edgepipe import bench, codec, fleet
 from edgepipe.errors import BoardError, EdgepipeError, GateError
 from edgepipe.fleet import rollout
 from edgepipe.fleet.crew import Crew
-from edgepipe.fleet.engines import Engine, Options
+from edgepipe.fleet.engines import Choice, Engine
 from edgepipe.fleet.plan import Member
 from edgepipe.fleet.rollout import waves
 from edgepipe.fleet.rollout.steps import Run, Walk
@@ -28,20 +29,15 @@ _LISTEN = 1.0  # s between looks at what somebody ordered
 
 
 def work(
-    name: str, request: rollout.Request, files: Builds, progress: Progress, limits: Limits, engine: str
+    name: str, request: rollout.Request, files: Builds, progress: Progress, limits: Limits, engine: Choice
 ) -> fleet.Outcome:
     """Go on with a roll-out from where the journal says it is, alone.
 
     Raises:
         BusyError: another process of this host works on it.
     """
-    with fleet.alone(name):
-        runner = plugins.load("fleet.engines", engine).open_engine(Options(limits.parallel))
-        try:
-            _Drive(name, request, files, progress, limits, runner).run()
-        finally:
-            files.close()
-            runner.close()
+    with fleet.alone(name), closing(files), closing(engine.open(limits.parallel)) as runner:
+        _Drive(name, request, files, progress, limits, runner).run()
     return _outcome(name, request)
 
 

@@ -123,7 +123,7 @@ def look(where: Where, release: str) -> None:
     Raises:
         BoardError: another one is. LinkError: the board does not answer.
     """
-    work.close(where.target.name)
+    work.close(*where.key)
     found = active(where)
     if found.current != release:
         what = f"release {release} was activated, and {found.current or 'none'} is active now"

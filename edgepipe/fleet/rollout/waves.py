@@ -20,6 +20,17 @@ RETURNING, RETURNED, STAYS = "rolling back", "rolled back", "could not be rolled
 ROLL_BACK = ("wave", "all", "none")
 
 
+def checked(roll_back: str) -> str:
+    """One of `ROLL_BACK`.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if roll_back not in ROLL_BACK:
+        raise UsageError(f"no such choice: {roll_back}", "--roll-back", f"one of {', '.join(ROLL_BACK)}")
+    return roll_back
+
+
 @dataclass(frozen=True)
 class Gates:
     """What a board must hold to pass, and a wave; shares of 1, null where nobody asked.
