@@ -15,6 +15,7 @@ from pathlib import Path
 from edgepipe import fleet, inventory, paths, report
 from edgepipe.cli import console
 from edgepipe.fleet import plan
+from edgepipe.fleet.analysis import section, table, variation
 from edgepipe.fleet.breaker import Patience
 from edgepipe.fleet.lane import Lane, Limits
 from edgepipe.link import _trust
@@ -49,7 +50,8 @@ def main() -> int:
             stopped += sicken(servers, name, how)
         found = run(path, ill)
     page = folder / "report.html"
-    report.write_html(found["reports"], page)
+    rows = table.rows(str(found["run"]), fleet.find(str(found["run"]))[1], found["reports"])
+    report.write_html(found["reports"], page, section.section(variation.of(rows)))
     print(f"wrote {page}", file=sys.stderr)
     return judge(found, ill)
 

@@ -215,12 +215,13 @@ def report(
 ) -> None:
     """Report the results of a run: each trial, how boards of a kind differ, and which of them stand out."""
     from edgepipe import fleet
-    from edgepipe.fleet.analysis import table, variation
+    from edgepipe.fleet.analysis import section, table, variation
 
     name, request = fleet.find(run)
     found = fleet.reports(name, request)
     boards = variation.of(table.rows(name, request, found))
-    outcomes.report(found, html, as_json=json, quiet=quiet, more={"variation": boards})
+    first = section.section(boards)
+    outcomes.report(found, html, as_json=json, quiet=quiet, more={"variation": boards}, first=first)
     if not json and not quiet and not html:
         _fleet_analysis.show_variation(boards)
 

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from edgepipe.record import Comparison, Report
 
 
-def report(found: list[Report], html: str, *, as_json: bool, quiet: bool, more: dict[str, Any] | None = None) -> None:
-    """Show kept results: as a page where ``html`` names one, as a document (with ``more`` in it), or as a table."""
+def report(
+    found: list[Report], html: str, *, as_json: bool, quiet: bool, more: dict[str, Any] | None = None, first: str = ""
+) -> None:
+    """Show kept results: as a page named ``html`` (``first`` before all), as a document with ``more`` or a table."""
     from edgepipe import report as pages
     from edgepipe.report import tables
 
     if html:
-        pages.write_html(found, Path(html))
+        pages.write_html(found, Path(html), first)
         if not quiet:
             console.stderr().print(f"wrote {html}", markup=False)
     if as_json:

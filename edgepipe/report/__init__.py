@@ -24,8 +24,8 @@ def latest(reports: Iterable[Report]) -> list[Report]:
     return list(kept.values())
 
 
-def write_html(reports: list[Report], path: Path) -> None:
-    """Write one page with tables and plots. It asks nothing of any network and opens from a file.
+def write_html(reports: list[Report], path: Path, first: str = "") -> None:
+    """Write one page with tables and plots, after the sections of ``first`` (HTML). It asks nothing of any network.
 
     Raises:
         UsageError: the file can't be written.
@@ -34,7 +34,7 @@ def write_html(reports: list[Report], path: Path) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(reports), encoding="utf-8")
+        path.write_text(page(reports, first), encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"the page can't be written: {error.strerror}", str(path), "choose another --html FILE"

@@ -48,8 +48,8 @@ _BROKEN = ("failed", "timeout", "unreachable")
 _PERCENTILES = ("p50", "p90", "p95", "p99")
 
 
-def page(reports: Sequence[Report]) -> str:
-    """Return the page for these reports, as HTML text."""
+def page(reports: Sequence[Report], first: str = "") -> str:
+    """Return the page for these reports, as HTML text; ``first`` are sections that come before theirs."""
     found = rows(reports)
     script = resource("page.js")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -66,7 +66,7 @@ def page(reports: Sequence[Report]) -> str:
         f'<title>edgepipe report</title><link rel="icon" href="data:,"><style>{resource("page.css")}</style></head>'
         f'<body><header><h1>edgepipe report</h1><p class="soft">{count}, written {now}. Brackets hold 95 % confidence'
         f" intervals of the time of one call. A {DASH} was not measured; the reason is with the run.</p></header>"
-        f"<main>{sections or empty}</main>"
+        f"<main>{first}{sections or empty}</main>"
         f"<footer>Latencies of one board compare with each other, never with those of another. Only runs with status ok"
         f" are ranked.</footer><script>{script}</script></body></html>"
     )

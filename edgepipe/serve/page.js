@@ -144,7 +144,7 @@ async function load(run = "") {
   showSick();
   showTradeoffs(state.tradeoffs);
   rows("rolled", state.rollouts.map((each) => [each.candidate, each.state, Object.entries(each.counts).map(([name, count]) => `${count} ${name}`).join(", ")]), "None.");
-  choices("board", state.boards.map((each) => each.name), at("board").value);
+  choices("board", [at("board").value || (state.boards[0] || { name: "" }).name].filter(Boolean), at("board").value);
   choices("model", state.models, at("model").value);
   document.documentElement.dataset.loaded = String(Math.round(performance.now()));
   showHistory();
@@ -190,11 +190,16 @@ at("map").addEventListener("click", (event) => {
   const board = boards.get(event.target.dataset.name);
   if (!board) return;
   at("one").textContent = said(board);
+  if (at("board").length < boards.size) choices("board", [board.name], board.name);
   at("board").value = board.name;
   showHistory();
 });
 at("run").addEventListener("change", () => load(at("run").value));
 for (const id of ["board", "model"]) at(id).addEventListener("change", showHistory);
+// Thousands of boards are listed when somebody wants to choose, not at each load.
+for (const event of ["pointerdown", "focus"]) at("board").addEventListener(event, () => {
+  if (at("board").length < boards.size) choices("board", [...boards.keys()], at("board").value);
+});
 const still = new URLSearchParams(location.search).has("still");
 if (location.search) history.replaceState(null, "", still ? "/?still" : "/");
 load().then(() => { if (still) at("live").textContent = "still"; else listen(); });

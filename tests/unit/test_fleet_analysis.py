@@ -5,15 +5,16 @@ import json
 import math
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from scipy import stats as scipy_stats
 
 from edgepipe import fleet, versus
-from edgepipe.cli import _fleet_analysis
+from edgepipe.cli import _fleet_analysis, outcomes
 from edgepipe.errors import GateError, UsageError
-from edgepipe.fleet.analysis import chances, compare, table, variation
+from edgepipe.fleet.analysis import chances, compare, section, table, variation
 from edgepipe.record import Bound
 from tests import fleet_kit as kit
 
@@ -216,3 +217,17 @@ def test_the_report_shows_boards_apart_from_rounds(measured, capsys):
     _fleet_analysis.show_variation(found)
     assert "between boards" in capsys.readouterr().out
     assert Path(name).name == measured
+
+
+def test_the_page_begins_with_the_boards_and_runs_nothing_they_have_said(measured, tmp_path):
+    name, request = fleet.find(measured)
+    found = fleet.reports(name, request)
+    odd = variation.Odd("<b>7", "pi", Bound(1.1, 1.05, 1.15), 0.001, 0.01, odd=True, causes=["it is <i>hot"])
+    boards = variation.of(table.rows(name, request, found))
+    text = section.section(replace(boards, boards=[odd]))
+    assert "board &lt;b&gt;7 is 10% slow, it it is &lt;i&gt;hot [1.050, 1.150] of the others" in text
+    assert "No board stands out" in section.section(replace(boards, boards=[]))
+    assert section.section(variation.Variation([], [])) == ""
+    page = tmp_path / "report.html"
+    outcomes.report(found, str(page), as_json=False, quiet=True, first=text)
+    assert page.read_text().index("Boards against each other") < page.read_text().index("null")
