@@ -81,10 +81,11 @@ def _board(found: list[Row], keys: dict[int, str]) -> str:
     board = found[0].report.board
     warning = caveat(board)
     badge = f'<span class="badge">{escape(warning)}</span>' if warning else ""
-    name = f"{board.target} ({board.name})" if board.name else board.target
+    name = f"{board.target} ({board.name})" if board.name not in ("", board.target) else board.target
+    about = facts(board) if board.cores else "it has not answered, so nothing is known of it"
     runs = "".join(run(row, keys[id(row)], unfold=len(keys) <= OPEN) for row in found)
     return (
-        f'<section><h2>{escape(name)}{badge}</h2><p class="soft">{escape(facts(board))}</p>'
+        f'<section><h2>{escape(name)}{badge}</h2><p class="soft">{escape(about)}</p>'
         f'<div class="card scroll">{_summary(found, keys)}</div>{plots(found)}{_scaling(found)}{runs}</section>'
     )
 

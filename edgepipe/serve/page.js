@@ -66,10 +66,10 @@ const vector = (name, attributes, text) => {
   if (text !== undefined) found.textContent = text;
   return found;
 };
-const digits = (value) => Number(value.toPrecision(3)).toString();
+const digits = (value) => (value && Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(3)).toString());
 
 function plot(id, points, label, options) {
-  const wide = 560, high = 300, left = 52, bottom = 34;
+  const wide = Math.max(300, Math.min(560, at(id).clientWidth || 560)), high = 300, left = 52, bottom = 34; // letters stay readable on a phone
   const picture = vector("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": label });
   if (!points.length) { at(id).replaceChildren(make("p", options.none)); return; }
   const span = (values, log) => {

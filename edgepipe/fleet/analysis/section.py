@@ -39,7 +39,7 @@ def section(found: Variation) -> str:
 
 def _cells(each: Spread) -> str:
     numbers = (str(each.boards), str(each.rounds), f"{each.median_ms:.3g}", _share(each.between), _share(each.within))
-    texts = "".join(f"<td>{escape(text)}</td>" for text in (each.kind, each.candidate))
+    texts = "".join(f"<td>{escape(text)}</td>" for text in (each.kind or DASH, each.candidate))
     return texts + "".join(f'<td class="num">{number}</td>' for number in numbers)
 
 
