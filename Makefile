@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo fleet-demo test lint study-quick bench bench-fleet guarantees mutants conformance fuzz lab lab-down lab-test lab-plug clean
+.PHONY: help demo fleet-demo test test-keras lint study-quick bench bench-fleet guarantees mutants conformance fuzz lab lab-down lab-test lab-plug clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
@@ -23,9 +23,13 @@ fleet-demo: $(STAMP) ## a fleet of loopback boards, some of them sick: BOARDS=20
 study-quick: $(STAMP) ## the small compression study on this machine, out/study-quick/report.html (about 10 minutes)
 	$(BIN)/edgepipe study studies/quick.toml
 
-test: $(STAMP) ## run the tests (a few minutes)
+test: $(STAMP) ## run the tests (about 25 minutes on two cores)
 	@scripts/ensure-sshd || true
 	$(BIN)/python -m pytest -rs -n 2 --dist loadfile
+
+test-keras: $(STAMP) ## the tests that need TensorFlow (2 GB, installed first): Keras files, SavedModels, frozen graphs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev,keras]'
+	$(BIN)/python -m pytest -n 2 tests/unit/test_inspect.py tests/unit/test_keras.py
 
 lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budgets
 	$(BIN)/ruff check .
