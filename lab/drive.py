@@ -1,7 +1,8 @@
 """A drive with a write cache that a power cut empties, for a whole emulated machine: an NBD server on a Unix socket.
 
 What the machine writes lies in memory until it asks for a flush, as in a drive's own cache; only then is it in the
-image. A cut loses all of that, keeps all of it, or a random part of its sectors, as drives may write them in any order.
+image. A cut loses all of that, keeps all of it, or a random part of its blocks of 4 KiB, as drives may write them in
+any order; a block is not torn, since drives have written such sectors whole for years, as ext4 expects.
 So a program that forgot an fsync loses its data here, which killing the emulator alone would not show: the machine's
 writes would be safe in this host's memory.
 """
@@ -17,6 +18,7 @@ import threading
 from pathlib import Path
 
 SECTOR = 512
+_WHOLE = 4096 // SECTOR  # sectors that are written together or not at all
 LOST, KEPT, PART = "lost", "kept", "part"
 _FLAGS = 0b1101  # has flags, takes flushes, takes "force unit access"
 _READ, _WRITE, _DISCONNECT, _FLUSH = 0, 1, 2, 3
@@ -50,8 +52,10 @@ class Drive:
         with self._lock:
             self._cut.set()
             waiting = len(self._cache)
+            blocks = dict.fromkeys(sector // _WHOLE for sector in self._cache)
+            kept = {block for block in blocks if how == KEPT or (how == PART and rng.random() < 0.5)}  # noqa: PLR2004
             for sector, data in self._cache.items():
-                if how == KEPT or (how == PART and rng.random() < 0.5):  # noqa: PLR2004
+                if sector // _WHOLE in kept:
                     os.pwrite(self._image, data, sector * SECTOR)
             self._cache.clear()
         # A socket that is only closed leaves its thread waiting.
