@@ -144,6 +144,15 @@ def convert(request: Request, progress: Progress) -> Result:
     return Result(source, request.recipe, placed)
 
 
+def foresee(model: Model, format_names: Iterable[str], options: ExportOptions, board: Board | None) -> None:
+    """Say what is known, from a file of the user's own alone, to be in the way of any of the formats.
+
+    Raises:
+        UsageError: as `preflight.before`.
+    """
+    preflight.before(model, {name: stages.chain(model, name)[0] for name in format_names}, options, board)
+
+
 def plain(
     model: Model, format_names: Iterable[str], options: ExportOptions, board: Board | None, progress: Progress
 ) -> None:
@@ -154,8 +163,7 @@ def plain(
     Raises:
         UsageError, BoardError: some formats can't be made, or not run on ``board``; each with its reason and nodes.
     """
-    first_ways = {name: stages.chain(model, name)[0] for name in format_names}
-    preflight.before(model, first_ways, options, board)
+    foresee(model, format_names, options, board)
     refused: dict[str, EdgepipeError] = {}
     for name in format_names:
         try:

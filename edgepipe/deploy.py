@@ -24,7 +24,6 @@ from edgepipe import (
     leftovers,
     preflight,
     recipe,
-    stages,
     targets,
     verify,
 )
@@ -151,8 +150,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     source = given.load(request.model, request.said)
     export.check(source, request.recipe, request.formats, asked(request))
     known = preflight.expected(target, request.formats)
-    ways = {name: stages.chain(source, name)[0] for name in request.formats}
-    preflight.before(source, ways, options_for(request, target, known), known)
+    convert.foresee(source, request.formats, options_for(request, target, known), known)
     steps = ["connect", "compress", "export", "verify", "push", "verify on the board", "measure", "activate", "report"]
     return {
         "schema": "edgepipe.plan/1",

@@ -94,9 +94,7 @@ def _reasons(
         return []
     if not hasattr(module, "for_source"):
         return []
-    runtimes_there = board.runtimes if board else []
-    runtime = next((each for each in runtimes_there if each.name == runtime_for(name) and each.version), None)
-    there = {"package": runtime.package, "version": runtime.version, "arch": board.arch} if board and runtime else None
+    there = _there(board, name) if board else None
     shapes = [spec.shape for spec in model.inputs]
     told = {"path": str(path), "shapes": shapes, "batch": options.batch, "opset": options.opset, "board": there}
     code_of = cache.code(*sorted(Path(str(module.__file__)).parent.glob("*.py")))
@@ -121,19 +119,26 @@ def check(artifact: Artifact, board: Board, where: str) -> list[str]:
     Raises:
         BoardError: the runtime there can't run the file, with the nodes it is about.
     """
-    runtime = next((each for each in board.runtimes if each.name == runtime_for(artifact.format)), None)
+    there = _there(board, artifact.format)
     try:
         module = plugins.load("formats", artifact.format, "preflight")
     except UsageError:
         return []  # a format whose files say nothing
-    if runtime is None or not runtime.version:
+    if there is None:
         return []  # `bench.check_runtimes` says so
-    told = {"path": artifact.path, "package": runtime.package, "version": runtime.version, "arch": board.arch}
-    found = isolate.call(f"{module.__name__}:for_board", told)
+    found = isolate.call(f"{module.__name__}:for_board", {"path": artifact.path, **there})
     if found["blocked"]:
         fix = "update the runtime there (edgepipe provision), or choose another recipe, format or --opset"
         raise BoardError(f"the board can't run this file: {'; '.join(found['blocked'])}", where, fix)
     return [str(words) for words in found["cautions"]]
+
+
+def _there(board: Board, format_name: str) -> dict[str, str] | None:
+    """The runtime that runs a format on a board, as `for_board` is told of it; None where it has none."""
+    for each in board.runtimes:
+        if each.name == runtime_for(format_name) and each.version:
+            return {"package": each.package, "version": each.version, "arch": board.arch}
+    return None
 
 
 def several(format_name: str, path: str, boards: list[dict[str, str]]) -> list[dict[str, list[str]]]:

@@ -9,11 +9,11 @@ import math
 import resource
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgepipe.agent.measure import memory_peak_bytes
 from edgepipe.errors import IntegrityError
 
 _GIVEN = 4  # inputs before the caches: tokens, rows, last, total
@@ -158,9 +158,5 @@ def timed(path: str, threads: int, prompt: list[int], new: int, repeats: int) ->
 
 
 def _held() -> int:
-    """The most memory this process held so far. getrusage counts what the program held that started this one too."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    """The most memory this process held so far; where the system tells that of it and its parent together, that."""
+    return memory_peak_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from edgepipe import scores, stats
+from edgepipe import stats
 from edgepipe.record import Bound
 from edgepipe.report.rows import DASH, millis, number, span
 from edgepipe.study.results import AMOUNTS, RANKED, Row, amount, baseline, latency_ratio
@@ -126,8 +126,8 @@ def _costs(rows: list[Row], row: Row) -> str:
     if row.drop is not None and accuracy:
         error = f" \N{PLUS-MINUS SIGN} {row.drop_error:.4f}" if row.drop_error is not None else ""
         lost = "no loss" if row.drop == 0 else f"{-row.drop:+.4f}"
-        if scores.unit(accuracy) and row.accuracy is not None and accuracy.baseline is not None:
-            lost = f"{row.accuracy - accuracy.baseline:+.4g} {scores.unit(accuracy)} ({row.drop:.2%} lost)"
+        if changed := row.change_in_unit():
+            lost = "{} ({})".format(*changed)
         parts.append(f"{accuracy.metric} {lost}{error} on {accuracy.samples:,} samples")
     parts.append(speed(latency_ratio(row, base)))
     return f"{row.cell.recipe}: {', '.join(parts)}"

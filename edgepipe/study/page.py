@@ -170,10 +170,9 @@ def _change(row: Row) -> tuple[str, str]:
     """What the metric gained or lost, in points where it is a share, and half the interval of that."""
     if row.drop is None or row.report is None or row.report.accuracy is None:
         return DASH, ""
+    if changed := row.change_in_unit():
+        return changed
     share = "%" in score(row.accuracy, row.report.accuracy)
-    accuracy = row.report.accuracy
-    if scores.unit(accuracy) and row.accuracy is not None and accuracy.baseline is not None:
-        return f"{row.accuracy - accuracy.baseline:+.4g} {scores.unit(accuracy)}", f"{row.drop:.2%} lost"
     factor, unit = (100.0, " pt") if share else (1.0, "")
     text = "0" if row.drop == 0 else f"{-row.drop * factor:+.2f}"
     error = f"\N{PLUS-MINUS SIGN} {row.drop_error * factor:.2f}{unit}" if share and row.drop_error is not None else ""

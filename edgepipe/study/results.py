@@ -40,6 +40,14 @@ class Row:
             figures.append(f"{self.report.accuracy.metric} {accuracy:.4g}")
         return ": ".join(filter(None, (self.status, ", ".join(filter(None, figures)), self.reason)))
 
+    def change_in_unit(self) -> tuple[str, str] | None:
+        """What a metric with a unit gained or lost in it, and the share that is; None for others, or if not known."""
+        known = self.report.accuracy if self.report else None
+        unit = scores.unit(known) if known else ""
+        if not unit or known is None or self.drop is None or self.accuracy is None or known.baseline is None:
+            return None
+        return f"{self.accuracy - known.baseline:+.4g} {unit}", f"{self.drop:.2%} lost"
+
     @property
     def p50(self) -> Bound:
         """The median time of a call in ms."""

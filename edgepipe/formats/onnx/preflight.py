@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import EdgepipeError
+from edgepipe.formats._names import some
 
 # Minor version of ONNX Runtime 1.x -> the newest opset and IR version it loads: each was tried with that release.
 _CAPS = {19: (21, 10), 23: (23, 11), 31: (26, 13)}
 _MICROSOFT = {"MatMulNBits": 16, "GatherBlockQuantized": 20}  # operator -> the first minor version that has it
 _STANDARD = ("", "ai.onnx")
-_MOST = 5
 
 
 def for_source(
@@ -133,13 +133,9 @@ def _listed(found: Iterator[tuple[str, str]]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for why, node in found:
         reasons.setdefault(why, []).append(node)
-    return [f"{why} (at {_some(names)})" for why, names in reasons.items()]
+    return [f"{why} (at {some(names)})" for why, names in reasons.items()]
 
 
 def _minor(version: str) -> int | None:
     parts: list[Any] = version.split(".")
     return int(parts[1]) if len(parts) > 1 and parts[0] == "1" and parts[1].isdigit() else None
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import UsageError
+from edgepipe.formats._names import some
 from edgepipe.formats.openvino import onnx_traps
 
 _UNKNOWN = ("ONNXFrameworkNode", "NotSupportedONNXNode")  # what the frontend leaves where it has no rule, or it failed
-_MOST = 5  # nodes named in an error
+_LONGEST = 60  # characters of a node's name in an error
 _FIX = "leave the operation out of the model, or export to onnx"
 
 
@@ -35,9 +36,9 @@ def converted(source: str) -> Any:
     free = [
         op for op in model.get_ordered_ops() if any(port.get_partial_shape().rank.is_dynamic for port in op.outputs())
     ]
-    names = [op.get_friendly_name() for op in free if op.get_type_name() != "Result"]
+    names = [op.get_friendly_name()[:_LONGEST] for op in free if op.get_type_name() != "Result"]
     if names:
-        what = f"OpenVINO's CPU plug-in needs to know the rank of every tensor; not known at {_some(names)}"
+        what = f"OpenVINO's CPU plug-in needs to know the rank of every tensor; not known at {some(names)}"
         raise UsageError(what, Path(source).name, "make shapes and axes constants of the model, or export to onnx")
     return model
 
@@ -91,12 +92,10 @@ def _left(source: str) -> list[tuple[str, str, str]]:
 
 def _group(left: list[tuple[str, str, str]], kind: str, why: str) -> str:
     found = [(op, node) for failure, op, node in left if failure == kind]
-    return f"{why} {', '.join(sorted({op for op, _ in found}))} (at {_some([n for _, n in found])})" if found else ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(name[:60] for name in names[:_MOST]) + (
-        f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return (
+        f"{why} {', '.join(sorted({op for op, _ in found}))} (at {some([name[:_LONGEST] for _, name in found])})"
+        if found
+        else ""
     )
 
 

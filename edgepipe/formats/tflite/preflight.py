@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgepipe.formats._names import some
 from edgepipe.formats.tflite import graph
 
 _OLD = "tflite-runtime"  # frozen at 2.14
 _NEWER_TYPES = ("INT4", "INT2", "BFLOAT16")
 _BUILTINS = Path(__file__).with_name("builtins.json")  # written by scripts/tflite_builtins.py
 _REGISTERED = ("AudioSpectrogram", "Mfcc", "NumericVerify", "TFLite_Detection_PostProcess")  # custom operators it has
-_MOST = 5
 
 
 def for_source(
@@ -35,8 +35,9 @@ def for_source(
 def for_board(path: str, package: str, version: str, arch: str) -> dict[str, list[str]]:  # noqa: ARG001
     """What stands against running the file there: ``blocked`` for sure, ``cautions`` perhaps (runs in the child)."""
     model = graph.read(path)
-    name = next((each for each in (f"{package} {_minor(version)}", package) if each in _versions()), "")
-    blocked = _missing(model, f"{package} {version}", _versions()[name]) if name else []
+    versions = _versions()
+    known = versions.get(f"{package} {_minor(version)}", versions.get(package))
+    blocked = _missing(model, f"{package} {version}", known) if known else []
     if package != _OLD:
         return {"blocked": blocked, "cautions": []}
     main = model.subgraphs[0]
@@ -49,11 +50,11 @@ def for_board(path: str, package: str, version: str, arch: str) -> dict[str, lis
         if tensors and graph.kind(tensors[0]) == "FLOAT32" and any(_per_channel(tensor) for tensor in tensors[1:]):
             channels.append(name)
     if typed:
-        blocked.append(f"{_OLD} {version} has no 4-bit or blockwise weights (at {_some(typed)})")
+        blocked.append(f"{_OLD} {version} has no 4-bit or blockwise weights (at {some(typed)})")
     if channels:
         blocked.append(
             f"{_OLD} {version} computes nonsense on float activations with weights of one scale for each channel "
-            f"(at {_some(channels)})"
+            f"(at {some(channels)})"
         )
     return {"blocked": blocked, "cautions": []}
 
@@ -74,7 +75,7 @@ def _missing(model: Any, runtime: str, known: dict[str, int]) -> list[str]:
             elif code.version > known[kind]:
                 words = f"{kind} up to version {known[kind]}, the file uses {code.version}"
                 found.setdefault(words, []).append(name)
-    return [f"{runtime} has {why} (at {_some(names)})" for why, names in found.items()]
+    return [f"{runtime} has {why} (at {some(names)})" for why, names in found.items()]
 
 
 def _versions() -> dict[str, dict[str, int]]:
@@ -91,7 +92,3 @@ def _per_channel(tensor: object) -> bool:
     quantization = getattr(tensor, "quantization", None)
     scale = quantization.scale if quantization is not None else None
     return graph.kind(tensor) == "INT8" and scale is not None and len(scale) > 1
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")

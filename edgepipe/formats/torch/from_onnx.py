@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import EdgepipeError, IntegrityError, UsageError
+from edgepipe.formats._names import some
 from edgepipe.formats.torch.onnx_node import ABSENT, FIX, Node
 
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-5  # of the program against ONNX Runtime: float32 in another order of summation
-_LISTED = 5
 _DOMAINS = ("", "ai.onnx")
 
 
@@ -106,17 +106,20 @@ def _planned(model: Any, given: list[Any], batch: int) -> tuple[_Plan | None, li
         refused = [error]
     if lacking:
         ops = ", ".join(sorted({node.op_type for node in lacking}))
-        names = [(node.name or node.output[0])[:60] for node in lacking[:_LISTED]]
-        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
-        what = f"no rule to bring {ops} to TFLite (at {', '.join(names)}{more})"
+        names = [(node.name or node.output[0])[:60] for node in lacking]
+        what = f"no rule to bring {ops} to TFLite (at {some(names)})"
         refused = [UsageError(what, names[0], FIX), *refused]
     return plan, refused
 
 
 def _lacking(model: Any) -> list[Any]:
     """The nodes without a rule."""
-    known = {*rules(), "Constant"}
-    return [node for node in model.graph.node if node.domain not in _DOMAINS or node.op_type not in known]
+    table = rules()
+    return [node for node in model.graph.node if not _ruled(node, table)]
+
+
+def _ruled(node: Any, table: dict[str, Any]) -> bool:
+    return node.domain in _DOMAINS and (node.op_type in table or node.op_type == "Constant")
 
 
 def _example(value: Any, batch: int, seed: int, whole: int | None) -> Any:
@@ -206,9 +209,7 @@ class _Plan:
         values: dict[str, Any] = {name: fake.from_tensor(value) for name, value in given.items()}
         values.update(self._known)
         for item in model.graph.node:
-            if item.domain not in _DOMAINS or (item.op_type not in table and item.op_type != "Constant"):
-                continue
-            if not all(name in values for name in item.input if name):
+            if not _ruled(item, table) or not all(name in values for name in item.input if name):
                 continue
             try:
                 with torch.no_grad():
