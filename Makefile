@@ -20,15 +20,16 @@ fleet-demo: $(STAMP) ## a fleet of loopback boards, some of them sick: BOARDS=20
 	@scripts/ensure-sshd
 	$(BIN)/python scripts/fleet_demo.py
 
-study-quick: $(STAMP) ## the small compression study on this machine, out/study-quick/report.html (about 10 minutes)
+study-quick: $(STAMP) ## the small compression study on this machine, out/study-quick/report.html
 	$(BIN)/edgepipe study studies/quick.toml
 
 test: $(STAMP) ## run the tests (about 25 minutes on two cores)
 	@scripts/ensure-sshd || true
 	$(BIN)/python -m pytest -rs -n 2 --dist loadfile
 
+KERAS = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev,keras]'
 test-keras: $(STAMP) ## the tests that need TensorFlow (2 GB, installed first): Keras files, SavedModels, frozen graphs
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev,keras]'
+	$(KERAS)
 	$(BIN)/python -m pytest -n 2 tests/unit/test_inspect.py tests/unit/test_keras.py
 
 lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budgets
@@ -54,7 +55,8 @@ guarantees: $(STAMP) ## print the table of guarantees and what was reached; SMAL
 mutants: $(STAMP) ## plant faults in the release rules and the store, and print those no test notices (a minute)
 	$(BIN)/python scripts/mutants.py
 
-conformance: $(STAMP) ## convert public files, plant faults, write docs/conformance.md and conversions.md (about 20 minutes)
+conformance: $(STAMP) ## convert public files, plant faults, write docs/conformance.md and conversions.md (with TensorFlow, 2 GB; half an hour or more)
+	$(KERAS)
 	$(BIN)/python -m tests.conformance.conversions
 	$(BIN)/python -m tests.conformance
 

@@ -67,8 +67,7 @@ class File:
         per, size, unpack, _ = self._kind(name)
         raw = self._raw(name, per, size)
         values = unpack(raw).reshape(self.tensors[name].shape)
-        if not np.isfinite(values).all():
-            raise IntegrityError(f"tensor {name} holds values that are not finite", str(self.path), "get it again")
+        self._finite(name, values)
         return values
 
     def groups(self, name: str) -> Groups | None:
@@ -82,9 +81,12 @@ class File:
             return None
         bits, codes, scale, offset = parts(self._raw(name, per, size))
         shape = (self.tensors[name].shape[0], -1)
-        if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
-            raise IntegrityError(f"tensor {name} holds values that are not finite", str(self.path), "get it again")
+        self._finite(name, scale, offset)
         return Groups(bits, codes.reshape(*shape, per), scale.reshape(shape), offset.reshape(shape))
+
+    def _finite(self, name: str, *parts: _Floats) -> None:
+        if not all(np.isfinite(part).all() for part in parts):
+            raise IntegrityError(f"tensor {name} holds values that are not finite", str(self.path), "get it again")
 
     def _kind(self, name: str) -> _Kind:
         if name not in self.tensors:

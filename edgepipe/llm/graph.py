@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, external_data_helper, helper, numpy_helper, save
 
+from edgepipe.llm.files import NAME
 from edgepipe.llm.packed import Packed, summing
 from edgepipe.llm.sizes import Sizes
 from edgepipe.llm.weights import Weights
 
-NAME, DATA = "model.onnx", "model.onnx.data"
+DATA = f"{NAME}.data"
 OWN = "com.microsoft"
 _OPSET, _IR = 21, 10
 _ALIGNED, _SMALL = 64, 1024

@@ -110,8 +110,7 @@ def load(file: File, context: int) -> Llama:
     """
     found = Weights(file, sizes(file, context), 32, 0)
     network: Llama = Llama(found.sizes)
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in Llama(found.sizes).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     network.load_state_dict({name: torch.from_numpy(found.floats(name, shape)) for name, shape in shapes.items()})
     network.output.weight = network.embedding.weight if found.tied else network.output.weight
     network.eval()

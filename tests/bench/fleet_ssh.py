@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgepipe.agent.measure import memory_peak_bytes
 from edgepipe.errors import EdgepipeError
 from edgepipe.link import _trust
 from edgepipe.link.loopback import Sshd
@@ -217,12 +218,12 @@ def _pin(line: str) -> None:
     """Pin the host key of a board."""
     words = dict(word.split("=", 1) for word in line.split()[1:])
     kind, text = Path(words["ansible_ssh_private_key_file"]).with_name("host_key.pub").read_text().split()[:2]
-    import base64
-
     host = _trust.host_id("127.0.0.1", int(words["ansible_port"]))
     _trust.write_pin(line.split(maxsplit=1)[0], _trust.HostKey(host, kind, base64.b64decode(text)))
 
 
 def _peak() -> int:
-    """The most memory this process has had, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The most memory this process has had, in bytes. Not getrusage, which may count what began it."""
+    found = memory_peak_bytes()
+    assert found, "this system does not tell"
+    return found

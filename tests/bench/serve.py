@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import threading
@@ -23,6 +22,7 @@ from edgepipe.serve.server import Server
 from edgepipe.serve.state import State
 from tests import fleet_kit as kit
 from tests.bench.figure import Figure, at_most, missing
+from tests.browser import CHROMIUM
 
 TRIALS, LOADS, SECONDS, RATE = 10_000, 5, 10.0, 100
 LATE = 50.0  # ms; a frame that takes longer can be seen
@@ -34,13 +34,11 @@ _STANDS = """new Promise((done) => {
 _WATCH = """window.gaps = []; window.last = performance.now();
 window.frame = (now) => { gaps.push(now - last); last = now; requestAnimationFrame(frame); };
 requestAnimationFrame(frame);"""
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def figures(folder: Path) -> list[Figure]:
     """First load, and late frames while results come in."""
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
+    if CHROMIUM is None:
         return [missing("serve: the page in a browser", "no chromium here")]
     os.environ["EDGEPIPE_HOME"] = str(folder / "home")
     reports = fill(TRIALS)
@@ -49,7 +47,7 @@ def figures(folder: Path) -> list[Figure]:
     server = Server("127.0.0.1", 0, state)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     command = [
-        program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
         "--window-size=390,844", f"--user-data-dir={folder / 'profile'}", "about:blank",
     ]  # fmt: skip
     browser = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import threading
 import urllib.error
@@ -15,8 +14,7 @@ from edgepipe.journal import Journal
 from edgepipe.serve.server import Server
 from edgepipe.serve.state import State
 from tests import fleet_kit as kit
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.browser import CHROMIUM
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepipe.llm.graph import DATA, NAME
+from edgepipe.llm.files import NAME
+from edgepipe.llm.graph import DATA
 from edgepipe.llm.sizes import Sizes
 
 
