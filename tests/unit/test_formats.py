@@ -195,6 +195,35 @@ def test_onnx_external_data_beside_it_is_taken_in(tmp_path):
     assert len(made.artifact.files) == 1
 
 
+def test_onnx_external_data_that_is_too_short(tmp_path):
+    import onnx
+
+    path = tmp_path / "big.onnx"
+    loaded = onnx.load(kit.made("onnx").artifact.path)
+    onnx.save(loaded, path, save_as_external_data=True, location="big.data", size_threshold=0)
+    (tmp_path / "big.data").write_bytes(b"short")
+    with pytest.raises(IntegrityError, match="not a sound ONNX model"):
+        model.load(str(path))
+
+
+def test_an_onnx_output_without_a_shape_gets_the_one_that_follows(tmp_path):
+    """Runtimes need none; a file that runs is not called damaged for it."""
+    found = model.load(onnx_model(tmp_path, lambda loaded: loaded.graph.output[0].type.tensor_type.ClearField("shape")))
+    assert found.outputs == model.load(kit.made("onnx").artifact.path).outputs
+
+
+def test_shapes_that_contradict_each_other(tmp_path):
+    from edgepipe import export
+    from edgepipe.cache import Cache
+
+    def change(loaded):
+        loaded.graph.output[0].type.tensor_type.shape.dim[1].dim_value += 1
+
+    found = model.load(onnx_model(tmp_path, change))
+    with pytest.raises(IntegrityError, match="contradict each other"):
+        export.make(found, "none", "onnx", cache=Cache(kit.home() / "work"))
+
+
 def test_an_xml_bomb_is_not_unpacked(tmp_path):
     shutil.copy(Path(kit.made("openvino").artifact.path).with_suffix(".bin"), tmp_path / "m.bin")
     entities = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))

@@ -123,7 +123,13 @@ def _part_names(graph: Any, names: set[str]) -> None:
 
 
 def _adopt(source: str, batch: int, shapes: list[list[int]]) -> Any:
-    """The user's own file, its external data taken in, its free batch set, and what ``shapes`` says of free sizes."""
+    """The user's own file, its external data taken in, its free batch set, and what ``shapes`` says of free sizes.
+
+    Raises:
+        UsageError: the batch of the file is fixed at another size.
+        IntegrityError: not a sound file, or shapes in it contradict each other.
+    """
+    import onnx
     from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
     from edgepipe.formats.onnx.load import read
@@ -142,6 +148,11 @@ def _adopt(source: str, batch: int, shapes: list[list[int]]) -> Any:
                 make_dim_param_fixed(model.graph, dim.dim_param, size)
             elif size > 0 and not dim.dim_value:
                 dim.dim_value = size
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.shape_inference.InferenceError as error:
+        what = f"the shapes in the file contradict each other: {' '.join(str(error).split())[-200:]}"
+        raise IntegrityError(what, Path(source).name, "export the model again, or mend the shape it names") from None
     return model
 
 

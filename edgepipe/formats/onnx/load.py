@@ -57,9 +57,10 @@ def read(path: str) -> tuple[Any, list[str]]:
         what = f"the file asks for opset {opset(model)}, and the newest there is here is {newest}"
         raise UsageError(what, path, "export it again with an older opset, or update onnx")
     external = _external(model, Path(path).parent)
-    if external:
-        load_external_data_for_model(model, str(Path(path).parent))
     try:
+        if external:
+            load_external_data_for_model(model, str(Path(path).parent))
+        _name_output_shapes(model)
         onnx.checker.check_model(model)
     except Exception as error:
         raise _damaged(path, " ".join(str(error).split())[:200]) from None
@@ -143,6 +144,19 @@ def _external(model: Any, folder: Path) -> list[str]:
             fix = "put the data file beside the model, under a flat name, not as a link"
             raise IntegrityError(f"the model's data is not a plain file in its folder: {name[:80]!r}", str(folder), fix)
     return sorted(names)
+
+
+def _name_output_shapes(model: Any) -> None:
+    """Give outputs without a shape the one that follows from the graph: runtimes ask for none, the standard does."""
+    import onnx
+
+    bare = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
+    if not any(value.type.HasField("tensor_type") for value in bare):
+        return
+    inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+    for value in bare:
+        if inferred[value.name].type.tensor_type.HasField("shape"):
+            value.type.CopyFrom(inferred[value.name].type)
 
 
 def _tensors(graph: Any) -> Any:

@@ -37,7 +37,10 @@ def dtype_of(node: Node, code: int) -> Any:
         UsageError: TFLite has no such type.
     """
     if code not in _TYPES:
-        raise node.refusal(f"it makes elements of type {code}, neither numbers nor truth values")
+        from onnx import TensorProto
+
+        kind = TensorProto.DataType.Name(code).lower() if code in TensorProto.DataType.values() else str(code)
+        raise node.refusal(f"its elements are of type {kind}")
     return _TYPES[code]
 
 

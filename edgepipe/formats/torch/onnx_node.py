@@ -8,7 +8,7 @@ from typing import Any
 
 from edgepipe.errors import UsageError
 
-FIX = "leave the operation out of the model, fix its shapes, or export to onnx or openvino"
+FIX = "leave the operation out of the model, or fix its shapes"
 
 
 @dataclass(frozen=True)
