@@ -17,9 +17,11 @@ from edgepipe.agent import service
 from edgepipe.agent.store import Store
 
 ROOT = Path(__file__).parents[2]
-PLAYBOOK = shutil.which("ansible-playbook", path=os.environ.get("EDGEPIPE_ANSIBLE", os.environ.get("PATH", "")))
+PLAYBOOK = shutil.which(
+    "ansible-playbook", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+)
 pytestmark = [
-    pytest.mark.skipif(PLAYBOOK is None, reason="ansible-core is not installed (pip install ansible-core)"),
+    pytest.mark.skipif(PLAYBOOK is None, reason="ansible-core is not installed (it is in the extra dev)"),
     pytest.mark.slow,
 ]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJgTn6UAIXt4gQ2PYZxhcvv+QFlC1EvJTFvCVkfCR6n3"
