@@ -1,7 +1,7 @@
 """MLPerf's scenarios on the agent against the real LoadGen (mlcommons-loadgen), which asks the same session.
 
 LoadGen has wheels for x86-64 alone, so it can't run on Arm boards: the agent asks by the same rules, and this says
-whether it comes to the same figures. A sample is a batch of eight, so that a call is long beside LoadGen's own cost.
+whether it comes to the same figures. A call is of many samples, so that it is long beside LoadGen's own cost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from edgepipe.progress import Silent
 from edgepipe.schema import Plan, RunOptions
 from tests.bench.figure import Figure, missing, within
 
-ROUNDS, SECONDS, BATCH = 4, 3.0, 8
+ROUNDS, SECONDS = 4, 3.0
+BATCHES = {SINGLE: 24, MULTI: MULTI_STREAM, OFFLINE: 24, SERVER: 24}  # samples of a call
+LONG = 8.0  # s of a server: its figure hangs on when queries happen to come
 LOAD = 0.4  # of a server, as a share of what it can do
 NAMES = {SINGLE: "SingleStream", MULTI: "MultiStream", OFFLINE: "Offline", SERVER: "Server"}
 # What LoadGen's summary calls the figure, which percentile that is (0: a throughput), and how near it must be. What
@@ -70,19 +72,17 @@ def figures(folder: Path) -> list[Figure]:
     if not find_spec("mlperf_loadgen"):
         return [missing(title, "mlcommons-loadgen is not installed, or has no wheel here") for title in titles.values()]
     source = model.load("fashion-resnet8")
-    artifact = export.make(source, "none", "onnx", ExportOptions(batch=BATCH), Silent()).artifact
-    options = RunOptions(batch=BATCH)
+    artifact = export.make(source, "none", "onnx", ExportOptions(dynamic={"": [0]}), Silent()).artifact
     manifest = bench.manifest_of(artifact)
     told = folder / "told.json"
-    told.write_text(
-        json.dumps({"artifact": to_dict(artifact), "options": to_dict(options), "runtime": manifest.runtime})
-    )
     found = []
     with board.connect(targets.load("local"), bench.owner(), Silent()) as client:
         client.push(bench.files_of(artifact))
 
         def agent(name: str, rate: float) -> float:
-            base = Plan("quick", processes=1, min_seconds=SECONDS, min_samples=64, warmup_cap_seconds=2.0)
+            seconds = LONG if name == SERVER else SECONDS
+            base = Plan("quick", processes=1, min_seconds=seconds, min_samples=64, warmup_cap_seconds=2.0)
+            options = RunOptions(batch=BATCHES[name])
             plan = scenarios.plan(base, name, rate if name == SERVER else 0.0, options)
             raw = client.bench(manifest, plan, options, None, meter="null")
             asked = ASKED[name][1]
@@ -94,7 +94,9 @@ def figures(folder: Path) -> list[Figure]:
         pace = 1e9 / agent(SINGLE, 0.0)
         for name, title in titles.items():
             share = ASKED[name][2]
-            rate = pace * LOAD if name == SERVER else pace * BATCH
+            rate = pace * LOAD if name == SERVER else pace * BATCHES[name]
+            to_ask = {"artifact": to_dict(artifact), "options": to_dict(RunOptions(batch=BATCHES[name]))}
+            told.write_text(json.dumps({**to_ask, "runtime": manifest.runtime}))
             pairs = [(agent(name, rate), _loadgen(name, told, folder, rate)) for _ in range(ROUNDS)]
             best = max if name == OFFLINE else min  # other work on the machine only ever makes a round slower
             ours, theirs = best(a for a, _ in pairs), best(b for _, b in pairs)
@@ -105,8 +107,9 @@ def figures(folder: Path) -> list[Figure]:
 
 def _loadgen(name: str, told: Path, folder: Path, rate: float) -> float:
     """What LoadGen's own summary says, in ns or samples a second."""
-    query = {MULTI: MULTI_STREAM, OFFLINE: BATCH}.get(name, 1)
-    argv = [sys.executable, "-c", LOADGEN, NAMES[name], str(told), str(folder), str(SECONDS), str(rate), str(query)]
+    query = BATCHES[name] if name in (MULTI, OFFLINE) else 1
+    seconds = LONG if name == SERVER else SECONDS
+    argv = [sys.executable, "-c", LOADGEN, NAMES[name], str(told), str(folder), str(seconds), str(rate), str(query)]
     subprocess.run(argv, check=True, capture_output=True)
     found = re.search(ASKED[name][0], (folder / "mlperf_log_summary.txt").read_text(), re.MULTILINE)
     assert found, name

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import subprocess
 import sys
+import time
+from bisect import bisect
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import NormalDist
 
 from edgepipe import energy, measurement, stats
 from edgepipe.agent.state import Sampler
-from tests.bench.figure import Figure, at_most, interleaved
+from tests.bench.figure import Figure, at_most
 from tests.unit import power_kit
 from tests.unit.report_samples import OPTIONS, PLAN, raw
 
 RUNS, PROCESSES, CALLS = 1000, 3, 231
 LOW, HIGH = 0.93, 0.97  # of an interval of 95 %
 _RHO = 0.8  # how far a call resembles the one before it, where calls do
-_ROUNDS = 9
-# Enough work for a call to be a millisecond, in a process of its own as the board's child is.
-_TIMED = """
-import statistics
-from edgepipe.agent.measure import timed
-print(statistics.median(timed(lambda: sum(range(40_000)), 1.0, 100, stop_at=None, most=1_000_000)))
+# Calls of half a millisecond in a process of its own, as the board's child is; it says when each of them ended.
+_CALLS = """
+import time
+from array import array
+ends, clock = array("q"), time.monotonic_ns
+until = clock() + %d
+while clock() < until:
+    sum(range(40_000))
+    ends.append(clock())
+print(*ends)
 """
+_TURNS, _TURN = 40, 1.0  # with and without the sampler, and s of each
 
 Draw = Callable[[random.Random], list[float]]
 
@@ -135,21 +144,23 @@ def _energies() -> Iterator[Figure]:
 
 
 def _sampler() -> Figure:
-    """The timed child's median with the sampler of the board's state beside it, over that without."""
+    """How much fewer calls a process makes in turns with the sampler of the board's state beside it.
 
-    def alone() -> float:
-        done = subprocess.run([sys.executable, "-c", _TIMED], check=True, capture_output=True, text=True)
-        return float(done.stdout)
-
-    def watched() -> float:
-        with Sampler():
-            return alone()
-
-    with_it, without, ratio = interleaved(watched, alone, _ROUNDS)
-    return at_most(
-        "sampler's cost on the timed run",
-        100 * (ratio - 1),
-        0.5,
-        "%",
-        f"({with_it / 1e6:.4f} / {without / 1e6:.4f} ms)",
-    )
+    It is one process throughout: from one to the next, medians differ by more than what is looked for.
+    """
+    seconds = (2 * _TURNS + 4) * _TURN
+    argv = [sys.executable, "-c", _CALLS % int(seconds * 1e9)]
+    turns: list[tuple[int, int]] = []
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
+        time.sleep(3 * _TURN)  # it starts
+        for at in range(2 * _TURNS):
+            with nullcontext() if at % 2 else Sampler():  # it looks at once, and at its end: outside the turn
+                began = time.monotonic_ns()
+                time.sleep(_TURN)
+                turns.append((began, time.monotonic_ns()))
+        ends = [int(end) for end in child.communicate()[0].split()]
+    rates = [(bisect(ends, end) - bisect(ends, began)) / (end - began) * 1e9 for began, end in turns]
+    pairs = [without / with_it for with_it, without in zip(rates[::2], rates[1::2], strict=True)]
+    found = statistics.median(pairs)
+    detail = f"({statistics.median(rates[::2]):.1f} / {statistics.median(rates[1::2]):.1f} calls a second)"
+    return at_most("sampler's cost on the timed run", 100 * (found - 1), 0.5, "%", detail)
