@@ -78,10 +78,10 @@ def check(model: Model, text: str, format_names: Iterable[str], options: ExportO
             raise plugins.unknown("format", name, formats())
         plan = recipe.plan(parsed, name)
         chain(model, name)
-        if plan.network and model.module is None:
+        if plan.network and model.network is None:
             what = f"{plan.network[0].name} changes the network, but {model.name} is an exported file"
             raise UsageError(what, f"recipe {parsed}", "start from the torch model, or leave the step out")
-        if plan.network and getattr(model.module, "traced", False):
+        if plan.network and model.network is not None and model.network.traced:
             what = f"{plan.network[0].name} changes layers, and an exported program has only operators"
             raise UsageError(what, f"recipe {parsed}", "start from model.py and .safetensors, or leave the step out")
         for action in plan.network:
@@ -139,7 +139,7 @@ def artifact_of_file(path: Path, like: Model | None = None) -> Artifact:
         IntegrityError: it is damaged.
     """
     found = load_model(str(path))
-    if found.module is not None or found.path is None:
+    if found.network is not None or found.path is None:
         raise UsageError("this is a torch model, not an exported file", str(path), "export it first")
     names = [path.name] + ([path.with_suffix(".bin").name] if found.format == "openvino" else [])
     inputs, preprocessing, raw = found.inputs, found.preprocessing, found.raw_layout
@@ -197,7 +197,7 @@ def _check_dynamic(model: Model, name: str, dynamic: dict[str, list[int]]) -> No
         for axis, shape in product(axes, shapes):
             if axis >= len(shape):
                 raise UsageError(f"the input has {len(shape)} axes, 0 to {len(shape) - 1}", f"{flag} {key}={axis}")
-            if key and model.module is None and shape[axis] > 0:
+            if key and model.network is None and shape[axis] > 0:
                 what = f"the file fixes axis {axis} at {shape[axis]}"
                 raise UsageError(what, f"{flag} {key or 'batch'}", "export it again from where it came")
 

@@ -74,7 +74,7 @@ def batch(said: Said, asked: int | None, found: Model) -> int:
         if asked not in (None, 1, told):
             raise UsageError(f"a batch of {asked} and one of {told}", "--batch, --input-shape", "say one of the two")
         return told
-    own = found.inputs[0].shape[0] if found.module is None and found.inputs and found.inputs[0].shape else 1
+    own = found.inputs[0].shape[0] if found.network is None and found.inputs and found.inputs[0].shape else 1
     return max(own, 1) if asked is None else asked
 
 

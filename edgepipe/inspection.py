@@ -23,7 +23,7 @@ def inspect(ref: str, input_shape: model.Shapes | None = None) -> dict[str, Any]
     """
     found = model.load(ref, input_shape=input_shape)
     part = plugins.load("formats", found.format, "describe")
-    if found.module is not None:
+    if found.network is not None:
         told = part.of_module(found.module, found.inputs)
     else:
         assert found.path is not None

@@ -1,9 +1,9 @@
 """The results kept: an append-only file of JSON lines is the truth, an SQLite index beside it only finds things fast.
 
-Each line is ``{"sum":"<16 hex>","record":{...}}`` where the sum is the head of the sha256 of the record's bytes. A line
-is acknowledged after fsync, and is whole or worthless: a torn last line (kill -9, power cut, full disk) fails its sum,
-is skipped with a warning, and is cut off by the next append. Writers and readers take a lock on the file, so processes
-may share a journal.
+Each line is ``{"sum":"<16 hex>","record":{...}}`` where the sum is the head of the sha256 of the record's bytes (see
+`edgepipe.lines`). A line is acknowledged after fsync, and is whole or worthless: a torn last line (kill -9, power cut,
+full disk) fails its sum, is skipped with a warning, and is cut off by the next append. Writers and readers take a lock
+on the file, so processes may share a journal.
 """
 
 from __future__ import annotations
@@ -11,25 +11,22 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgepipe import codec, paths
+from edgepipe import codec, lines, paths
 from edgepipe.errors import EdgepipeError, UsageError
+from edgepipe.lines import Place, Record
 from edgepipe.record import Report
 from edgepipe.schema import Caution
 
-_HEAD, _MIDDLE, _TAIL = b'{"sum":"', b'","record":', b"}"
-_SUM = 16
 _LISTED = 8
 _COLUMNS = "id, kind, model, target, status, start, length"
 _TABLES = (
@@ -40,16 +37,6 @@ _TABLES = (
 )
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line: ``at`` is UTC (ISO 8601), ``kind`` what ``value`` is, e.g. "report"."""
-
-    id: str
-    kind: str
-    at: str
-    value: dict[str, Any]
 
 
 def new_id(now: float | None = None) -> str:
@@ -91,7 +78,7 @@ class Journal:
             EdgepipeError: the disk is full or can't be written; the journal is as it was.
         """
         record = Record(name or new_id(), kind, datetime.now(UTC).isoformat(timespec="seconds"), value)
-        line = _encode(record)
+        line = lines.encode(record)
 
         def write(handle: int) -> Record:
             end = self._repair(handle)
@@ -112,8 +99,8 @@ class Journal:
             EdgepipeError: the disk is full or can't be written; none of them is kept.
         """
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        lines = b"".join(_encode(Record(name or new_id(), kind, at, value)) for kind, value, name in found)
-        self._write(lambda handle: _put(handle, lines, self._repair(handle)))
+        added = b"".join(lines.encode(Record(name or new_id(), kind, at, value)) for kind, value, name in found)
+        self._write(lambda handle: _put(handle, added, self._repair(handle)))
 
     def all(self) -> list[Report]:
         """Return every report kept, oldest first, each as it was kept last."""
@@ -123,24 +110,34 @@ class Journal:
         """Yield every record of a kind (default: all), oldest first, each checked against its sum."""
         with self._open(fcntl.LOCK_SH) as handle:
             data = _read(handle, 0) if handle is not None else b""
-        for start, length, record in _lines(data, kind=kind):
+        for (start, length), record in lines.split(data, kind=kind):
             if record is None:
                 self._damaged(start, length, torn=start + length == len(data))
             elif kind in ("", record.kind):
                 yield record
 
-    def tail(self, start: int) -> tuple[list[Record], int, bool]:
-        """Return the whole records from byte ``start`` on, where to go on, and whether all is new: the file is another.
+    def tail(self, start: int, kind: str = "") -> tuple[Iterator[tuple[Place, Record]], int, bool]:
+        """Return the whole records of a kind (default: all) from byte ``start`` on, each with its place.
 
-        For whoever follows the file while others write.
+        Also where to go on, and whether all is new: the file is another. For whoever follows it while others write.
+        Records are read as they are asked for, so that nobody need hold them all.
         """
         with self._open(fcntl.LOCK_SH) as handle:
             size = os.fstat(handle).st_size if handle is not None else 0
             anew = start > size or (start > 0 and handle is not None and os.pread(handle, 1, start - 1) != b"\n")
-            data = _read(handle, 0 if anew else start) if handle is not None else b""
+            begin = 0 if anew else start
+            data = _read(handle, begin) if handle is not None else b""
         end = data.rfind(b"\n") + 1
-        found = [record for _, _, record in _lines(data[:end]) if record]
-        return found, (0 if anew else start) + end, anew
+        each = lines.split(data[:end], begin, kind)
+        found = ((place, record) for place, record in each if record and kind in ("", record.kind))
+        return found, begin + end, anew
+
+    def at(self, places: Iterable[Place]) -> list[Record | None]:
+        """Return the records at places that `tail` told, null where the file is another one since."""
+        with self._open(fcntl.LOCK_SH) as handle:
+            if handle is None:
+                return [None for _ in places]
+            return [lines.parse(os.pread(handle, length, start)) for start, length in places]
 
     def get(self, name: str) -> Record | None:
         """Return the record of any kind with this id, as it was kept last, or None."""
@@ -202,7 +199,7 @@ class Journal:
         if not data:
             return size
         start = data.rfind(b"\n") + 1
-        if _parse(data[start:]):  # only its newline is missing
+        if lines.parse(data[start:]):  # only its newline is missing
             os.write(handle, b"\n")
             return size + 1
         os.ftruncate(handle, start)
@@ -255,7 +252,7 @@ class Journal:
             def read(index: sqlite3.Connection) -> list[Record | None]:
                 self._update(index, handle)
                 rows = index.execute(query, values).fetchall()
-                return [_parse(os.pread(handle, row[6], row[5])) for row in rows]
+                return [lines.parse(os.pread(handle, row[6], row[5])) for row in rows]
 
             found = self._with_index(read)
             if None in found:  # the index speaks of another file
@@ -269,7 +266,7 @@ class Journal:
         def read(index: sqlite3.Connection) -> Record | None:
             self._update(index, handle)
             row = index.execute("SELECT start, length FROM lines WHERE id = ?", (name,)).fetchone()
-            return _parse(os.pread(handle, row[1], row[0])) if row else None
+            return lines.parse(os.pread(handle, row[1], row[0])) if row else None
 
         return self._with_index(read)
 
@@ -300,7 +297,7 @@ class Journal:
             index.execute("DELETE FROM damaged")
         data = _read(handle, covered)
         data = data[: data.rfind(b"\n") + 1]  # a torn tail is not covered: it may be finished later
-        for start, length, record in _lines(data, covered):
+        for (start, length), record in lines.split(data, covered):
             if record is None:
                 index.execute("INSERT INTO damaged VALUES (?, ?)", (start, length))
             else:
@@ -310,31 +307,6 @@ class Journal:
         covered += len(data)
         index.execute("DELETE FROM covered")
         index.execute("INSERT INTO covered VALUES (?, ?)", (covered, _fingerprint(handle, covered)))
-
-
-def _encode(record: Record) -> bytes:
-    data = codec.canonical(dict(vars(record)))  # its value is plain data already: no copy of it is needed
-    return _HEAD + hashlib.sha256(data).hexdigest()[:_SUM].encode() + _MIDDLE + data + _TAIL + b"\n"
-
-
-def _parse(line: bytes) -> Record | None:
-    """The record of one whole line (without its newline), or null where it is torn, damaged or foreign."""
-    if not _whole(line):
-        return None
-    try:
-        return codec.from_dict(Record, json.loads(_content(line)))
-    except (EdgepipeError, ValueError, RecursionError):
-        return None
-
-
-def _content(line: bytes) -> bytes:
-    return line[len(_HEAD) + _SUM + len(_MIDDLE) : -len(_TAIL)]
-
-
-def _whole(line: bytes) -> bool:
-    """Whether a line's sum is right."""
-    data = _content(line)
-    return line == _HEAD + hashlib.sha256(data).hexdigest()[:_SUM].encode() + _MIDDLE + data + _TAIL
 
 
 def _put(handle: int, line: bytes, end: int) -> None:
@@ -347,18 +319,6 @@ def _put(handle: int, line: bytes, end: int) -> None:
     except BaseException:
         os.ftruncate(handle, end)
         raise
-
-
-def _lines(data: bytes, start: int = 0, kind: str = "") -> Iterator[tuple[int, int, Record | None]]:
-    """Place, length and record of each line; the record is null where the line is damaged.
-
-    With a ``kind``, whole lines that can't be of it are left out: the bytes tell, without reading their values.
-    """
-    mark = json.dumps({"kind": kind}, separators=(",", ":"), ensure_ascii=False)[1:-1].encode() if kind else b""
-    for line in data.split(b"\n"):
-        if line and (mark in line or not _whole(line)):
-            yield start, len(line), _parse(line)
-        start += len(line) + 1
 
 
 def _row(record: Record, start: int, length: int) -> tuple[Any, ...]:

@@ -71,7 +71,7 @@ def compare(file: str, against: str, target: str, host: str, evaluation: str, pr
 
 def reference_of(source: Model, like: Artifact | None, progress: Progress) -> Artifact:
     """The model as a file: its own, or the export of the framework's model, with the batch of ``like`` or one of 1."""
-    if source.module is None and source.path is not None:
+    if source.network is None and source.path is not None:
         return export.artifact_of_file(source.path, source)
     batch = like.inputs[0].shape[0] if like and like.inputs and like.inputs[0].shape else 1
     options = ExportOptions(batch=max(batch, 1))

@@ -61,10 +61,10 @@ def climb(model: Model, made: Made) -> Shown:
 
 def _template(model: Model, made: Made) -> tuple[Artifact, bool]:
     """What says which inputs there are, and whether it is run for the first answers (else the module is)."""
-    if model.module is None and _runs(model.format):
+    if model.network is None and _runs(model.format):
         assert model.path is not None
         return export.artifact_of_file(model.path, model), True
-    return made.stages[0], model.module is None
+    return made.stages[0], model.network is None
 
 
 def _runs(format_name: str) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -52,11 +53,42 @@ class Card:
 _BARE = Card("")
 
 
+class Later:
+    """A torch module in eval mode, built when somebody first asks for it: importing torch alone takes seconds.
+
+    ``traced``: it is a program of torch.export, which has operators and no layers.
+    """
+
+    def __init__(self, build: Callable[[], Any], *, traced: bool = False) -> None:
+        self.traced = traced
+        self._build: Callable[[], Any] | None = build
+        self._module: Any = None
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def of(module: Any) -> Later:
+        """One that is there already."""
+        found = Later(lambda: module, traced=getattr(module, "traced", False))
+        found.get()
+        return found
+
+    def get(self) -> Any:
+        """The module.
+
+        Raises:
+            UsageError, IntegrityError, LinkError: it can't be built, or its files have changed.
+        """
+        with self._lock:
+            if self._build:
+                self._module, self._build = self._build(), None
+            return self._module
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What a format's ``load`` hands back. ``identity`` changes whenever what the model computes may have changed.
 
-    ``module`` is a torch module in eval mode, or None where the model is a file. ``reason`` says why a count is null.
+    ``network`` is None where the model is a file. ``reason`` says why a count is null.
     """
 
     format: str
@@ -64,7 +96,7 @@ class Loaded:
     outputs: list[TensorSpec]
     sha256: str
     identity: str
-    module: Any = None
+    network: Later | None = None
     parameters: int | None = None
     macs: int | None = None
     reason: str = ""
@@ -75,7 +107,7 @@ class Model:
     """A trained model, ready to be compressed and exported.
 
     ``shape[0]`` of inputs and outputs is the batch: -1 where it is free. ``format`` is that of the source: "torch"
-    where ``module`` is set, else the format of the file ``path``. ``identity`` is what caches go by. ``ref`` and
+    where ``network`` is set, else the format of the file ``path``. ``identity`` is what caches go by. ``ref`` and
     ``input_shape`` are what `load` was given: another process loads the same model by them. ``given`` is data that the
     user named for it.
     """
@@ -84,7 +116,7 @@ class Model:
     task: str
     folder: Path
     format: str
-    module: Any
+    network: Later | None
     path: Path | None
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
@@ -100,6 +132,11 @@ class Model:
     input_shape: Shapes | None = None
     given: Given | None = None
     features: str = ""
+
+    @property
+    def module(self) -> Any:
+        """The torch module, built now if it was not before; None where the model is a file."""
+        return self.network.get() if self.network else None
 
 
 def listing() -> list[str]:
@@ -173,7 +210,7 @@ def load(
         )
         raise IntegrityError(what, str(weights), "get the weights again, or correct weights_sha256 if you trained anew")
     loaded = loader.load(weights, card)
-    loaded = _pinned(loaded, shape, str(weights)) if shape and loaded.module is None else loaded
+    loaded = _pinned(loaded, shape, str(weights)) if shape and loaded.network is None else loaded
     return _named(_model(card, weights.parent, weights, loaded), str(path.absolute()), shape)
 
 
@@ -218,8 +255,8 @@ def _model(card: Card, folder: Path, weights: Path | None, loaded: Loaded) -> Mo
         task=card.task,
         folder=folder,
         format=loaded.format,
-        module=loaded.module,
-        path=None if loaded.module is not None else weights,
+        network=loaded.network,
+        path=None if loaded.network is not None else weights,
         inputs=loaded.inputs,
         outputs=loaded.outputs,
         preprocessing=card.preprocessing,

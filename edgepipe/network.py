@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgepipe import data, isolate, model, plugins, recipe
 from edgepipe.edits import apply_edits, find_edits
 from edgepipe.errors import BoardError, IntegrityError, UsageError
-from edgepipe.model import Model
+from edgepipe.model import Later, Model
 from edgepipe.training import Changed, Context, Examples, Keep
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def compress(
 
 
 def load(source: Model, folder: Path, identity: str) -> tuple[Model, Network]:
-    """The model whose network a stage holds, and the stage's record.
+    """The model whose network a stage holds, and the stage's record. It is put together when somebody asks for it.
 
-    Raises:
-        IntegrityError: the stage does not belong to this model.
+    IntegrityError is raised then where the stage does not belong to this model.
     """
-    module, record = _restore(source, folder)
+    record = _record(folder)[0]
     facts = replace(source.facts, parameters=record.parameters, macs=record.macs)
-    return replace(source, module=module, identity=identity, facts=facts), record
+    restored = Later(lambda: _restore(source, folder)[0])
+    return replace(source, network=restored, identity=identity, facts=facts), record
 
 
 def work(
@@ -159,15 +159,22 @@ def _merge(old: Keep, new: Keep, names: set[str]) -> Keep:
 def _restore(source: Model, folder: Path) -> tuple[Any, Network]:
     from safetensors.torch import load_file
 
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record, edits = _record(folder)
     network = copy.deepcopy(source.module)
     try:
-        apply_edits(network, record.pop("edits"))
+        apply_edits(network, edits)
         network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     except (UsageError, RuntimeError) as error:
         what = f"the compressed network does not fit the model: {str(error)[:200]}"
         raise IntegrityError(what, str(folder), "remove that folder; it is made again") from None
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-    keep = Keep(tuple(record["keep"]["zeros"]), tuple(record["keep"]["shared"]))
-    return network.eval(), Network(**{**record, "keep": keep})
+    return network.eval(), record
+
+
+def _record(folder: Path) -> tuple[Network, dict[str, Any]]:
+    """A stage's record, and its edits."""
+    told = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    edits = told.pop("edits")
+    keep = Keep(tuple(told["keep"]["zeros"]), tuple(told["keep"]["shared"]))
+    return Network(**{**told, "keep": keep}), edits

@@ -68,7 +68,7 @@ def before(model: Model, ways: dict[str, str], options: ExportOptions, board: Bo
     Raises:
         UsageError: something can't; all nodes of all formats are named.
     """
-    if model.module is not None or model.path is None:
+    if model.network is not None or model.path is None:
         return
     found = {name: _reasons(model, model.path, way, name, options, board) for name, way in ways.items()}
     said = {name: reasons for name, reasons in found.items() if reasons}

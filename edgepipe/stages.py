@@ -44,7 +44,7 @@ def chain(model: Model, format_name: str) -> list[str]:
     Raises:
         UsageError: there is no way.
     """
-    start = "" if model.module is not None else model.format
+    start = "" if model.network is not None else model.format
     if start == format_name:
         return [format_name]  # the file itself, checked and taken in
     ways = [[format_name]]

@@ -158,7 +158,7 @@ def _seen(module: Any, fed: Any) -> Any:
 
 def _reference(model: Model, made: Made, dataset: Dataset) -> Outputs:
     """What the model itself answers: its module, or its file; its first export where nothing here runs such files."""
-    if model.module is not None:
+    if model.network is not None:
         return framework(model, dataset)
     from edgepipe.agent import runtimes
 
@@ -246,7 +246,7 @@ def scorer(model: Model, dataset: Dataset | None) -> Callable[[Artifact], float 
         nonlocal reference
         found = outputs_of(artifact, dataset)
         if dataset.labels is None and reference is None:
-            reference = framework(model, dataset) if model.module is not None else found
+            reference = framework(model, dataset) if model.network is not None else found
         return _score(task, found, dataset, reference)
 
     return score

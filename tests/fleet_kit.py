@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -134,3 +135,39 @@ def infect(monkeypatch, ill: dict[str, str], *, keep: bool = False) -> None:
 
 def home(monkeypatch, folder: Path) -> None:
     monkeypatch.setenv("EDGEPIPE_HOME", str(folder))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Runs with sick boards beside runs without: the fewest others that were done, and the ratio of the best times."""
+
+    sick: int
+    others: int
+    done: int
+    reasons: int
+    ratio: float
+
+
+def beside_the_healthy(monkeypatch, how: tuple[str, ...], rounds: int, turns: int) -> Beside:
+    """A hundred boards, every fifth of them sick in one of these ways; of several turns the best times count."""
+    seconds = 1.0  # how long a measurement takes on each of these boards
+    wanted = request(members(100), recipes=("none", "fp16"), rounds=rounds, plan=short(seconds / 2))
+    patience = Patience(backoff=0.05, cooldown=0.1, stall=seconds, grace=0.0)
+    run(request(members(1), recipes=("none", "fp16")))  # the files are made, so that neither run pays
+    ill = {f"b{at * 5:05}": how[at % len(how)] for at in range(20)}
+    times: dict[bool, list[float]] = {False: [], True: []}
+    done, reasons = [], []
+    for _ in range(turns):
+        for sick in (False, True):
+            infect(monkeypatch, ill if sick else {})
+            began = time.monotonic()
+            outcome = run(wanted, patience=patience)
+            times[sick].append(time.monotonic() - began)
+            boards = outcome.document["boards"]
+            done.append(sum(board["state"] == "done" for board in boards if board["name"] not in ill))
+            if sick:
+                reasons.append(sum(bool(board["reason"]) for board in boards if board["state"] != "done"))
+                assert reasons[-1] == sum(board["state"] != "done" for board in boards)
+            else:
+                assert outcome.error is None
+    return Beside(len(ill), 100 - len(ill), min(done), min(reasons), min(times[True]) / min(times[False]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -135,7 +136,12 @@ def emit(document: Any) -> None:
 
 def text(document: Any) -> str:
     """A document as JSON."""
-    return json.dumps(codec.to_dict(document), indent=2, allow_nan=False, default=codec.to_dict)
+    return json.dumps(codec.to_dict(document), indent=2, allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a value of ours: a list for whatever is read bit by bit."""
+    return list(value) if isinstance(value, Sequence) else codec.to_dict(value)
 
 
 def fraction(text: str, flag: str) -> float | None:

@@ -18,6 +18,7 @@ from edgepipe.errors import BoardError, BusyError, EdgepipeError, UsageError
 from edgepipe.fleet import plan
 from edgepipe.fleet.builds import Builds
 from edgepipe.fleet.engines import Choice, Engine
+from edgepipe.fleet.kept import Kept
 from edgepipe.fleet.lane import Lane, Limits
 from edgepipe.fleet.plan import Request
 from edgepipe.fleet.schedule import Schedule
@@ -76,20 +77,21 @@ def resume(name: str, progress: Progress, watch: Watch, limits: Limits, engine: 
 def _work(
     name: str, request: Request, files: Builds, progress: Progress, watch: Watch, limits: Limits, runner: Engine
 ) -> Outcome:
-    kept = Journal()
     with alone(name):
         trials = plan.trials(name, request)
-        there = _there({trial.id for found in trials.values() for trial in found})
+        kept = Kept(trials)
+        there = kept.done()
         left = {board: [trial for trial in found if trial.id not in there] for board, found in trials.items()}
         if there:
             progress.note(f"{len(there)} trials are in the journal already")
 
         def keep(found: list[Report]) -> None:
-            kept.append_all(("report", codec.to_dict(report), report.id) for report in found)
+            Journal().append_all(("report", codec.to_dict(report), report.id) for report in found)
 
         with closing(files):
             Schedule(request, left, runner, files, keep, watch, limits, trials).run()
-    return _outcome(name, request)
+    kept.refresh()
+    return _outcome(document(name, request, kept))
 
 
 @contextmanager
@@ -128,58 +130,36 @@ def find(prefix: str = "") -> tuple[str, Request]:
 
 def reports(name: str, request: Request) -> list[Report]:
     """The reports of a run, as each was kept last, in the order of the plan."""
-    from edgepipe.record import Report
-
-    wanted = {trial.id: at for at, trial in enumerate(each for t in plan.trials(name, request).values() for each in t)}
-    found = {record.id: record.value for record in Journal().records("report") if record.id in wanted}
-    return [codec.from_dict(Report, found[each]) for each in sorted(found, key=wanted.__getitem__)]
+    return list(Kept(plan.trials(name, request)))
 
 
-def _there(wanted: set[str]) -> set[str]:
-    """Those of these trials that have their result in the journal."""
-    last = {record.id: record.value for record in Journal().records("report") if record.id in wanted}
-    statuses = {name: (value.get("measurement") or {}).get("status", "unreachable") for name, value in last.items()}
-    return {name for name, status in statuses.items() if status != "unreachable"}
-
-
-def recorded(report: Report) -> bool:
-    """Whether a trial has its result: the runtime's failure is one, a board that could not be asked is none."""
-    return report.measurement is not None and report.measurement.status != "unreachable"
-
-
-def document(name: str, request: Request) -> dict[str, Any]:
-    """What is known of a run, board by board."""
-    found = reports(name, request)
-    by_board: dict[str, list[Report]] = {member.name: [] for member in request.members}
-    for report in found:
-        by_board[report.board.target].append(report)
+def document(name: str, request: Request, kept: Kept | None = None) -> dict[str, Any]:
+    """What is known of a run, board by board; its reports are read when somebody looks at them."""
+    kept = kept or Kept(plan.trials(name, request))
     each = len(request.cells) * request.rounds
     boards = []
     for member in request.members:
-        own = by_board[member.name]
-        statuses = Counter(report.measurement.status for report in own if report.measurement)
-        reason = next((r.measurement.reason for r in own if r.measurement and not recorded(r)), "")
-        done = sum(map(recorded, own))
+        own = kept.of(member.name)
+        statuses = Counter(ended.status for ended in own if ended.status)
+        reason = next((ended.reason for ended in own if not ended.done), "")
+        done = sum(ended.done for ended in own)
         state = "done" if done == each else "given up" if reason else "not done"
         boards.append(
             {"name": member.name, "site": member.site, "state": state, "done": done, "trials": each,
              "statuses": dict(statuses), "reason": reason}
         )  # fmt: skip
-    total = each * len(request.members)
-    done = sum(map(recorded, found))
     return {
         "schema": "edgepipe.fleet-run/1",
         "run": name,
-        "trials": total,
-        "done": done,
+        "trials": each * len(request.members),
+        "done": sum(board["done"] for board in boards),
         "boards": boards,
-        "reports": found,
+        "reports": kept,
     }
 
 
-def _outcome(name: str, request: Request) -> Outcome:
-    found = document(name, request)
-    sick = [board for board in found["boards"] if board["state"] != "done"]
+def _outcome(found: dict[str, Any]) -> Outcome:
+    sick, name = [board for board in found["boards"] if board["state"] != "done"], found["run"]
     if not sick:
         return Outcome(found)
     what = f"{len(sick)} of {len(found['boards'])} boards were given up: {', '.join(b['name'] for b in sick[:5])}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+_CHANCE = random.Random()  # noqa: S311 - jitter, not secrecy; one for all, as thousands of boards have a breaker each
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -35,7 +37,7 @@ class Breaker:
 
     def __init__(self, patience: Patience, chance: random.Random | None = None) -> None:
         self._patience = patience
-        self._chance = chance or random.Random()  # noqa: S311 - jitter, not secrecy
+        self._chance = chance or _CHANCE
         self.faults = 0
         self.opened = 0
         self.reason = ""

@@ -186,7 +186,7 @@ class Work:
             task = plugins.task(self.source.task)
             whole = (
                 verify.framework(self.source, self.dataset)
-                if self.source.module is not None
+                if self.source.network is not None
                 else verify.outputs_of(ready.made.stages[0], self.dataset)
             )
             return 1.0 - float(task.disagreement(whole, ready.ladder.outputs)), 1.0

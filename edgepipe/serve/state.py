@@ -16,7 +16,8 @@ from edgepipe import codec, fleet
 from edgepipe.errors import EdgepipeError
 from edgepipe.fleet import plan, rollout
 from edgepipe.fleet.plan import Request
-from edgepipe.journal import Journal, Record
+from edgepipe.journal import Journal
+from edgepipe.lines import Record
 
 _HISTORY = 200  # points of one candidate on one board
 _LISTED = 200  # boards in trouble
@@ -89,7 +90,7 @@ class State:
                 for held in (self._runs, self._trials, self._status, self._points, self._rollouts):
                     held.clear()
             changed: set[str] = set()
-            for record in records:
+            for _, record in records:
                 self.records += 1
                 changed |= self._take(record)
             return changed

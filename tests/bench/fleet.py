@@ -1,4 +1,7 @@
-"""What planning costs: the planner's own thread, on boards that are not there, and how it grows with their number."""
+"""What planning costs and what sick boards cost the others, on boards that are not there.
+
+The planner's own thread is timed, and how that grows with the number of boards.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import statistics
 import time
 from pathlib import Path
 
+import pytest
+
 from edgepipe.fleet import schedule
 from tests import fleet_kit as kit
-from tests.bench.figure import Figure, at_most
+from tests.bench.figure import Figure, at_least, at_most
 
 SIZES = (100, 300, 1000)
 LARGE = (100, 1000, 10_000)  # with BOARDS=10000; takes several minutes
@@ -28,10 +33,25 @@ def figures(folder: Path) -> list[Figure]:
     kit.resume("")
     resumed = time.process_time() - began
     return [
+        *_sick(),
         at_most("fleet: planner, a trial", each[sizes[-1]], 1.0, "ms", f"({told})"),
         at_most("fleet: growth of that cost, most to least", max(each.values()) / min(each.values()), 2.0),
         _fit(spent),
         at_most(f"fleet: resume of {sizes[-1]} trials, all done", resumed, 1.0 + 1e-3 * sizes[-1], "s of CPU"),
+    ]
+
+
+def _sick() -> list[Figure]:
+    """A fifth of a hundred boards crash, hang, flap or lie: what becomes of the others, and how long it takes."""
+    how = ("crash", "hang", "flap", "lie")
+    with pytest.MonkeyPatch.context() as patch:
+        kit.infect(patch, {})
+        found = kit.beside_the_healthy(patch, how, rounds=10, turns=2)
+        kit.infect(patch, {})
+    told = f"({found.sick} of {found.sick + found.others} {', '.join(how)})"
+    return [
+        at_least("fleet: a fifth sick, others done", 100 * found.done / found.others, 100.0, "%", told),
+        at_most("fleet: a fifth sick, wall beside all healthy", found.ratio, 1.2, "x", told),
     ]
 
 

@@ -94,10 +94,13 @@ class _Host:
     def __init__(self, folder: Path, flags: list[str]) -> None:
         self.folder, self.flags = folder, flags
         self.home = folder
+        self._names: dict[str, None] = {}
+        self._read = 0
 
     def start(self, verb: str, count: int) -> subprocess.Popen[bytes]:
         """Begin ``run`` or ``resume``."""
         self.home = self.folder / f"home-{count}"
+        self._names, self._read = {}, 0
         words = [verb, str(count), str(self.folder / f"boards-{count}"), str(self.home / "spent"), *self.flags[1::2]]
         self.home.mkdir(exist_ok=True)
         code = f"from tests.bench import fleet_dask; fleet_dask.be_host(*{words!r})"
@@ -113,10 +116,16 @@ class _Host:
         return found
 
     def recorded(self) -> list[str]:
-        """Names of the trials that are in the journal."""
+        """Names of the trials that are in the journal; only what is new in it is read, for the host needs the CPU."""
         path = self.home / "journal.jsonl"
-        found = path.read_bytes().split(b'"id":"trial-') if path.exists() else []
-        return list(dict.fromkeys("trial-" + each[:32].decode() for each in found[1:]))
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._read)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read += len(whole)
+            self._names |= dict.fromkeys("trial-" + each[:32].decode() for each in whole.split(b'"id":"trial-')[1:])
+        return list(self._names)
 
     def spent(self) -> float:
         """CPU seconds of the planner of a run that was killed."""

@@ -75,6 +75,7 @@ def fill(count: int) -> list[tuple[str, dict[str, Any], str]]:
     request = dataclasses.replace(request, members=[
         dataclasses.replace(one, site=f"room-{at % 8}") for at, one in enumerate(request.members)
     ])  # fmt: skip
+    request = codec.from_dict(plan.Request, codec.to_dict(request))  # as a reader will see it: so are the trials' ids
     Journal().append(fleet.KIND, codec.to_dict(request), "99991231-235959-bench")
     found = []
     for board, trials in plan.trials("99991231-235959-bench", request).items():

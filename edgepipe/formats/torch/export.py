@@ -28,7 +28,7 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
         UsageError: the module can't be traced, or a node of the graph has no rule.
         IntegrityError: the program does not compute what the ONNX file does.
     """
-    if model.module is None:
+    if model.network is None:
         return _from_graph(model, source, folder, options, call)
     import torch
 

@@ -8,24 +8,26 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import json
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from edgepipe import fetched
-from edgepipe.cache import hash_file
-from edgepipe.codec import canonical
+from edgepipe.cache import Cache, NoRoomError, code, hash_file, key, versions
+from edgepipe.codec import canonical, from_dict
 from edgepipe.errors import IntegrityError, UsageError
 from edgepipe.fetched import Package
 from edgepipe.formats.torch import program
-from edgepipe.model import Card, Loaded
+from edgepipe.model import Card, Later, Loaded
 from edgepipe.schema import TensorSpec
 
 EXTENSIONS = (".safetensors", ".pt2", ".pt", ".pth", ".ckpt")
 _PROGRAM, _WEIGHTS = ".pt2", ".safetensors"  # the others are pickles, which are refused
 _LISTED = 3
+_FACTS = "facts.json"
 
 
 def load(path: Path, card: Card) -> Loaded:
@@ -39,24 +41,72 @@ def load(path: Path, card: Card) -> Loaded:
         return _from_program(path, card)
     if path.suffix != _WEIGHTS:
         raise _pickled(path)
+    source = path.parent / card.module
+    if not source.is_file():
+        raise UsageError("the weights have no network", str(source), "put model.py with build() beside them")
+    digest, identity = _identified(path, card)
+    made: list[Loaded] = []
+
+    def describe(folder: Path) -> None:
+        made.append(_loaded(_weighted(path, card), card, digest, identity, str(source)))
+        facts = _Facts(made[0].outputs, made[0].parameters, made[0].macs, made[0].reason)
+        (folder / _FACTS).write_bytes(canonical(facts))
+
+    entry = key("network", identity=identity, code=code(__file__), versions=versions(("torch", "safetensors")))
+    try:
+        folder, _ = Cache().make(entry, describe)
+    except NoRoomError:  # what is told of it is a convenience
+        return made[0] if made else _loaded(_weighted(path, card), card, digest, identity, str(source))
+    if made:
+        return made[0]
+    known = from_dict(_Facts, json.loads((folder / _FACTS).read_bytes()))
+
+    def build() -> Any:
+        if _identified(path, card)[1] != identity:
+            raise IntegrityError("the model was changed in the meantime", str(path.parent), "run it again")
+        return _weighted(path, card).eval()
+
+    inputs = _shapes(card, str(source))
+    return Loaded(
+        "torch", inputs, known.outputs, digest, identity, Later(build), known.parameters, known.macs, known.reason
+    )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a network that was built once and found to be sound."""
+
+    outputs: list[TensorSpec]
+    parameters: Optional[int]  # noqa: UP045  the codec reads Optional
+    macs: Optional[int]  # noqa: UP045
+    reason: str
+
+
+def _identified(path: Path, card: Card) -> tuple[str, str]:
+    """The hash of the weights, and of all that the network is made of."""
+    digest = hash_file(path)
+    if card.weights_from:
+        digest = hashlib.sha256(f"{digest} {card.weights_from}".encode()).hexdigest()
+    source = path.parent / card.module
+    described = {"card": [card.inputs, card.outputs, card.preprocessing], "code": hash_file(source), "weights": digest}
+    return digest, hashlib.sha256(canonical(_plain(described))).hexdigest()
+
+
+def _weighted(path: Path, card: Card) -> Any:
+    """The network with its weights, checked."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    source = path.parent / card.module
-    module = _build(source)
+    module = _build(path.parent / card.module)
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"the weights can't be read: {error}", str(path), "get the weights again") from None
-    digest = hash_file(path)
     if card.weights_from:
         weights = {**_fetched(card.weights_from, set(module.state_dict())), **weights}
-        digest = hashlib.sha256(f"{digest} {card.weights_from}".encode()).hexdigest()
     _check_keys(module.state_dict(), weights, path)
     module.load_state_dict(weights, strict=True)
-    described = {"card": [card.inputs, card.outputs, card.preprocessing], "code": hash_file(source), "weights": digest}
-    identity = hashlib.sha256(canonical(_plain(described))).hexdigest()
-    return _loaded(module, card, digest, identity, str(source))
+    return module
 
 
 def _fetched(wanted: Package, names: set[str]) -> dict[str, Any]:
@@ -104,7 +154,7 @@ def _from_program(path: Path, card: Card) -> Loaded:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     digest = hash_file(path)
     identity = f"{digest}-{card.preprocessing!r}-{specs!r}-{outputs!r}"
-    return Loaded("torch", specs, outputs, digest, identity, module, parameters, macs, reason)
+    return Loaded("torch", specs, outputs, digest, identity, Later.of(module), parameters, macs, reason)
 
 
 def _pickled(path: Path) -> UsageError:
@@ -159,8 +209,6 @@ def _build(source: Path) -> Any:
     """Import ``source`` under a name of its own and call its ``build``."""
     import torch
 
-    if not source.is_file():
-        raise UsageError("the weights have no network", str(source), "put model.py with build() beside them")
     name = "edgepipe_model_" + hash_file(source)[:16]
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, source)
@@ -213,7 +261,7 @@ def _loaded(module: Any, card: Card, digest: str, identity: str, where: str) -> 
         told, are = ([spec.shape[1:] for spec in specs] for specs in (outputs, made))
         raise UsageError(f"the outputs are {are}, but model.toml says {told}", where, "correct [[outputs]]")
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Loaded("torch", inputs, outputs, digest, identity, module, parameters, macs, reason)
+    return Loaded("torch", inputs, outputs, digest, identity, Later.of(module), parameters, macs, reason)
 
 
 def _shapes(card: Card, where: str) -> list[TensorSpec]:
@@ -277,8 +325,8 @@ def count(module: Any, inputs: list[TensorSpec], where: str) -> tuple[list[Tenso
 
 def _hash_state(module: Any) -> str:
     digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(_bytes()).numpy().tobytes())
     return digest.hexdigest()
 
