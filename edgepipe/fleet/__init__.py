@@ -18,7 +18,7 @@ from edgepipe.errors import BoardError, BusyError, EdgepipeError, UsageError
 from edgepipe.fleet import plan
 from edgepipe.fleet.builds import Builds
 from edgepipe.fleet.engines import Choice, Engine
-from edgepipe.fleet.kept import Kept
+from edgepipe.fleet.kept import Kept, unswept
 from edgepipe.fleet.lane import Lane, Limits
 from edgepipe.fleet.plan import Request
 from edgepipe.fleet.schedule import Schedule
@@ -111,6 +111,7 @@ def alone(name: str) -> Iterator[None]:
         os.close(handle)
 
 
+@unswept()
 def find(prefix: str = "") -> tuple[str, Request]:
     """A run by the beginning of its id; the latest one if that is empty.
 

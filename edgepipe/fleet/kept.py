@@ -5,7 +5,9 @@ A run of ten thousand boards is gone on with in seconds: what is not looked at i
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import overload
 
@@ -18,6 +20,18 @@ from edgepipe.record import Report
 
 UNREACHABLE = "unreachable"  # a board that could not be asked: no result, so a resume asks again
 _AT_ONCE = 256  # reports
+
+
+@contextmanager
+def unswept() -> Iterator[None]:
+    """Read much that is all kept: the collector of cycles would look through all of it again and again."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Kept(Sequence[Report]):
         self._order: list[Place] = []
         self.refresh()
 
+    @unswept()
     def refresh(self) -> None:
         """Take in what the journal got since."""
         found, self._offset, anew = self._journal.tail(self._offset, "report")
