@@ -41,6 +41,8 @@ def _object(value: Any) -> Dict[str, Any]:
 
 def _inner(value: Any) -> Any:
     """A value inside of a dataclass: containers are copied, so that no two results share one."""
+    if type(value) in _NAMES:
+        return _object(value)
     if isinstance(value, (list, tuple)):
         return type(value)([item if type(item) in _SIMPLE else _inner(item) for item in value])
     if isinstance(value, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import tokenize
 import zipfile
 from functools import cache
@@ -12,11 +13,18 @@ from pathlib import Path
 # The oldest date a zip can bear.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MAIN = "zipmain.py"
+_packing = threading.Lock()
+
+
+def agent_zipapp() -> tuple[bytes, str]:
+    """The zipapp of the agent and its sha256 in hex. Start it with ``python3 FILE serve``."""
+    with _packing:  # a fleet greets dozens of boards at once, and each would make it anew
+        return packed()
 
 
 @cache
-def agent_zipapp() -> tuple[bytes, str]:
-    """The zipapp of the agent and its sha256 in hex. Start it with ``python3 FILE serve``."""
+def packed() -> tuple[bytes, str]:
+    """As `agent_zipapp`, for one thread alone."""
     package = Path(__file__).parent
     sources = [package / f"{name}.py" for name in ("__init__", "codec", "errors", "schema")]
     sources += (package / "agent").rglob("*.py")

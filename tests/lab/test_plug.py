@@ -219,7 +219,7 @@ def test_an_agent_that_forgets_to_flush_is_caught(board: Board, monkeypatch: pyt
     assert b"pass" in forgetful
     real = pack.bare
     monkeypatch.setattr(pack, "bare", lambda source: real(forgetful if b"os.fsync(handle)" in source else source))
-    monkeypatch.setattr(pack, "agent_zipapp", pack.agent_zipapp.__wrapped__)
+    monkeypatch.setattr(pack, "agent_zipapp", pack.packed.__wrapped__)
     with board.connect() as client:
         before = board.current
         manifest = board.put(client)
