@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,17 @@ def test_the_zipapp_is_small_and_always_the_same():
         cwd=Path(pack.__file__).parent.parent, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert again.stdout.strip() == digest and len(content) <= 120_000
+
+
+def test_the_zipapp_is_made_once_however_many_ask(monkeypatch):
+    made = []
+    real = pack.bare
+    monkeypatch.setattr(pack, "bare", lambda source: made.append(source) or real(source))
+    pack.packed.cache_clear()
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: pack.agent_zipapp(), range(16)))
+    assert len(set(found)) == 1
+    assert len(made) == len(set(made))
 
 
 def test_an_idle_agent_takes_little_memory(agent):

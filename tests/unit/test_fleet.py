@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgepipe import fleet, inventory
-from edgepipe.errors import BoardError, BusyError, EdgepipeError, LinkError, UsageError
+from edgepipe import fleet, inventory, lines
+from edgepipe.cli import options
+from edgepipe.errors import BoardError, BusyError, EdgepipeError, IntegrityError, LinkError, UsageError
 from edgepipe.fleet import plan, schedule, work
 from edgepipe.fleet.breaker import Breaker, Patience
 from edgepipe.fleet.lane import Limits
@@ -299,6 +300,24 @@ def test_resume_measures_only_what_is_not_recorded_and_asks_the_sick_again(monke
     kit.BENCHED.clear()
     assert kit.resume("").document["done"] == 10
     assert not kit.BENCHED
+
+
+def test_what_the_journal_has_of_a_run_is_read_once_then_only_what_is_new(monkeypatch):
+    first = kit.run(kit.request(kit.members(5)))
+    read = []
+    real = lines.parse
+    monkeypatch.setattr(lines, "parse", lambda line: read.append(line) or real(line))
+    again = kit.resume(first.document["run"])
+    assert len(read) == 1 + 5  # the run, and each result
+    assert again.document["done"] == 5
+    kept = again.document["reports"]
+    assert [report.board.target for report in kept[1:3]] == ["b00001", "b00002"]
+    assert kept[-1].id == list(kept)[4].id
+    document = json.loads(options.text(again.document))
+    assert [report["id"] for report in document["reports"]] == [report.id for report in kept]
+    Journal().path.unlink()
+    with pytest.raises(IntegrityError, match="changed by somebody else"):
+        list(kept)
 
 
 def test_a_full_disk_ends_the_run_and_what_was_measured_waits_on_the_boards(monkeypatch):

@@ -1,8 +1,10 @@
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from edgepipe import model
+from edgepipe import cache, model
 from edgepipe.errors import IntegrityError, UsageError
 
 from . import formats_kit as kit
@@ -56,6 +58,34 @@ def test_counts_by_hand(folder):
     assert facts.macs == 4 * 4 * 8 * 27 + 4 * 4 * 8 * 9 + 8 * 4
     assert facts.parameters == 8 * 27 + 8 + 8 + 8 * 9 + 8 + 8 * 4 + 4
     assert facts.reason == ""
+
+
+def test_what_was_loaded_once_is_described_without_the_framework(folder):
+    """As a resume does it by the thousand boards: importing torch takes longer than all the rest."""
+    known = model.load("tiny")
+    code = "import sys; from edgepipe import model; found = model.load('tiny'); print('torch' in sys.modules)\n"
+    code += "print(found.identity, found.facts.macs, found.outputs); found.module; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, told, after = done.stdout.splitlines()
+    assert (before, after) == ("False", "True")
+    assert told == f"{known.identity} {known.facts.macs} {known.outputs}"
+
+
+def test_a_network_that_was_changed_before_it_was_built_is_refused(folder):
+    model.load("tiny")
+    described = model.load("tiny")
+    assert described.network is not None
+    (folder / "model.py").write_text((folder / "model.py").read_text() + "\n")
+    with pytest.raises(IntegrityError, match="changed in the meantime"):
+        described.network.get()
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(folder, monkeypatch):
+    def full(*_):
+        raise cache.NoRoomError("the disk of the work cache is full", "cache", "free space there")
+
+    monkeypatch.setattr(cache.Cache, "make", full)
+    assert model.load("tiny").module is not None
 
 
 def test_listing_and_near_names(folder):
