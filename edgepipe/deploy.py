@@ -29,9 +29,10 @@ from edgepipe import (
 )
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
-from edgepipe.errors import BoardError, DeadlineError, EdgepipeError
+from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, UsageError
 from edgepipe.given import Said
 from edgepipe.journal import Journal
+from edgepipe.llm import chain
 from edgepipe.record import Report
 from edgepipe.schema import Artifact, Board, DeltaSent, Manifest, Plan, RunOptions
 
@@ -112,16 +113,15 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     """
     request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
-    source = given.load(request.model, request.said)
-    export.check(source, request.recipe, request.formats, asked(request))
-    dataset = data.evaluation(source, request.evaluation)
+    source, dataset = _loaded(request, progress)
     with board.connect(target, bench.owner(), progress, wait=request.wait) as client:
         client.rate_limit = request.rate_limit
         facts = client.hello().board
         leftovers.collect(client, progress)
         bench.check_runtimes(facts, list(request.formats), request.target)
         progress.note(f"{target.name}: {facts.model or facts.cpu}, {facts.os}, Python {facts.python}")
-        convert.plain(source, request.formats, options_for(request, target, facts), facts, progress)
+        if source.format != chain.FORMAT:
+            convert.plain(source, request.formats, options_for(request, target, facts), facts, progress)
         candidates: list[Candidate] = []
         try:
             for name in request.formats:
@@ -139,6 +139,24 @@ def deploy(request: Request, progress: Progress) -> Outcome:
     return Outcome([candidate.report for candidate in candidates])
 
 
+def _loaded(request: Request, progress: Progress) -> tuple[Model, Dataset | None]:
+    """The model, checked against the request, and what it is judged on.
+
+    Raises:
+        UsageError: they don't fit, or there is no such model or evaluation set.
+    """
+    if chain.knows(request.model):
+        if request.said != Said():
+            what = "a language model takes no data, shapes or preprocessing"
+            raise UsageError(what, "--calibration, --input-shape, --preprocessing, --task", "leave them out")
+        chain.check(request.recipe, request.formats, asked(request))
+        language = chain.load(request.model, progress)
+        return language, chain.evaluation(language, request.evaluation, progress)
+    source = given.load(request.model, request.said)
+    export.check(source, request.recipe, request.formats, asked(request))
+    return source, data.evaluation(source, request.evaluation)
+
+
 def dry_run(request: Request) -> dict[str, Any]:
     """What `deploy` would do, from what the host knows: no board is asked and nothing is made.
 
@@ -147,14 +165,19 @@ def dry_run(request: Request) -> dict[str, Any]:
     """
     request = replace(request, recipe=recipe.plain(request.recipe))
     target = targets.load(request.target, request.host or None)
-    source = given.load(request.model, request.said)
-    export.check(source, request.recipe, request.formats, asked(request))
     known = preflight.expected(target, request.formats)
-    convert.foresee(source, request.formats, options_for(request, target, known), known)
+    if chain.knows(request.model):
+        chain.check(request.recipe, request.formats, asked(request))
+        model = chain.facts(request.model)
+    else:
+        source = given.load(request.model, request.said)
+        export.check(source, request.recipe, request.formats, asked(request))
+        convert.foresee(source, request.formats, options_for(request, target, known), known)
+        model = source.facts
     steps = ["connect", "compress", "export", "verify", "push", "verify on the board", "measure", "activate", "report"]
     return {
         "schema": "edgepipe.plan/1",
-        "model": codec.to_dict(source.facts),
+        "model": codec.to_dict(model),
         "target": target.name,
         "recipe": request.recipe,
         "formats": list(request.formats),
@@ -175,11 +198,17 @@ def prepare(
     progress: Progress,
 ) -> Candidate:
     """Compress, export and verify on the host, for what this board's runtime can load."""
-    wanted = options_for(request, target, facts)
-    made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, request.max_drop, weigh=True)
+    wanted, few = options_for(request, target, facts), dataset
+    if source.format == chain.FORMAT:
+        assert dataset is not None
+        made = chain.prepare(source, request.recipe, dataset, asked(request), progress)
+        few = dataset.first(1)  # a window has as many answers as others have samples
+    else:
+        drop = request.max_drop
+        made = convert.prepare(source, request.recipe, format_name, wanted, dataset, progress, drop, weigh=True)
     for caution in preflight.check(made.artifact, facts, f"{source.name} {request.recipe} on {target.name}"):
         progress.note(caution)
-    test = golden.make(made.artifact, dataset)
+    test = golden.make(made.artifact, few)
     manifest = bench.manifest_of(made.artifact, test.test if test else None)
     report = draft(made, source, request.recipe, facts, request.target, manifest)
     if made.ladder and not request.any_loss:

@@ -5,64 +5,13 @@ What is called from elsewhere runs in a child process of its own, so that its pe
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from edgepipe.agent.measure import memory_peak_bytes
-from edgepipe.errors import IntegrityError
-
-_GIVEN = 4  # inputs before the caches: tokens, rows, last, total
-
-
-class Decoder:
-    """A session and the cache of the sequence so far, of ``room`` tokens at most.
-
-    The cache is one buffer for each layer and kind that calls write into: nothing of it is ever copied.
-    """
-
-    def __init__(self, path: str, threads: int, room: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.enable_mem_pattern = options.enable_cpu_mem_arena = False  # shapes change with each call
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._room, self._seen = room, 0
-        self._bound = self._session.io_binding()
-        self._bound.bind_output("logits", "cpu")
-        pairs = zip(self._session.get_inputs()[_GIVEN:], self._session.get_outputs()[1:], strict=True)
-        for past, following in pairs:
-            _, heads, _, width = past.shape
-            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, room, width), np.float32))
-            self._bound.bind_ortvalue_input(past.name, buffer)
-            self._bound.bind_ortvalue_output(following.name, buffer)
-
-    def forget(self) -> None:
-        """Begin a new sequence."""
-        self._seen = 0
-
-    def step(self, tokens: list[int], rows: list[int] | None = None) -> Any:
-        """Take ``tokens`` in; return logits [R, V] at ``rows``, by default at the last one."""
-        wanted = [len(tokens) - 1] if rows is None else rows
-        self._seen += len(tokens)
-        if self._seen > self._room:
-            raise ValueError(f"{self._seen} tokens, and room for {self._room}")
-        for name, value in (
-            ("tokens", np.array([tokens], np.int64)),
-            ("rows", np.array(wanted, np.int64)),
-            ("last", np.array([self._seen - 1], np.int32)),
-            ("total", np.array(self._seen, np.int32)),
-        ):
-            self._bound.bind_cpu_input(name, value)
-        self._bound.bind_output("logits", "cpu")  # anew: its shape is that of the last call else
-        self._session.run_with_iobinding(self._bound)
-        return self._bound.get_outputs()[0].numpy()
+from edgepipe.agent.runtimes._decoder import Decoder
 
 
 def perplexity(path: str, threads: int, tokens: list[int], window: int, stride: int) -> list[float]:
@@ -77,13 +26,9 @@ def perplexity(path: str, threads: int, tokens: list[int], window: int, stride: 
     from edgepipe import isolate
 
     decoder, found = Decoder(path, threads, window), []
-    scored = min(stride, window - 1)
     starts = range(0, len(tokens) - window + 1, stride)
     for start in starts:
-        part = tokens[start : start + window]
-        decoder.forget()
-        logits = decoder.step(part[:-1], list(range(window - 1 - scored, window - 1)))
-        found.append(_loss(logits, part[-scored:]))
+        found.append(decoder.window(tokens[start : start + window], min(stride, window - 1)))
         isolate.report(len(found), len(starts))
     return found
 
@@ -98,21 +43,6 @@ def agreement(path: str, threads: int, question: list[int], answer: list[int]) -
     fed = [question, *([token] for token in answer[:-1])]
     same = [int(decoder.step(part)[0].argmax()) == token for part, token in zip(fed, answer, strict=True)]
     return sum(same) / len(same)
-
-
-def _loss(logits: Any, truth: list[int]) -> float:
-    """Mean cross-entropy in nats.
-
-    Raises:
-        IntegrityError: it is not finite.
-    """
-    values = logits.astype(np.float64)
-    values -= values.max(-1, keepdims=True)
-    sums = np.log(np.exp(values).sum(-1))
-    loss = float((sums - values[np.arange(len(truth)), truth]).mean())
-    if not math.isfinite(loss):
-        raise IntegrityError("its logits are not finite", "perplexity", "take another form of the weights")
-    return loss
 
 
 def generate(path: str, threads: int, tokens: list[int], most: int, end: int) -> list[int]:

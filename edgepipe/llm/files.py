@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NAME = "model.onnx"
 _VARIANT = re.compile(r"(int4|int8)(?:-g(16|32|64|128|256))?\Z")
 _GROUP = 32
+OPSET, IR = 21, 10  # of the files
 ACCURACY = 4
 _TOOLS = ("torch", "onnx", "onnxruntime")
 _SPREAD = 1e-3  # of logits that reach some tens: what another order of the same sums may cost
@@ -107,8 +108,8 @@ def _compare(file: File, context: int, path: str) -> float:
     """The largest difference of logits between the file and the network: a prompt, one token, then several."""
     import torch
 
+    from edgepipe.agent.runtimes._decoder import Decoder
     from edgepipe.llm import network
-    from edgepipe.llm.decode import Decoder
 
     model = network.load(file, context)
     decoder, kept, worst = Decoder(path, 1, sum(_PROBE)), model.empty(), 0.0

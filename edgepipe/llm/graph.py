@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, external_data_helper, helper, numpy_helper, save
 
-from edgepipe.llm.files import NAME
+from edgepipe import cache
+from edgepipe.llm.files import IR, NAME, OPSET
 from edgepipe.llm.packed import Packed, summing
 from edgepipe.llm.sizes import Sizes
 from edgepipe.llm.weights import Weights
 
 DATA = f"{NAME}.data"
 OWN = "com.microsoft"
-_OPSET, _IR = 21, 10
 _ALIGNED, _SMALL = 64, 1024
 _PIECE = 8192  # outputs of the last product that are packed at once
 
@@ -107,8 +107,11 @@ class Writer:
         """Write the file."""
         self._data.close()
         graph = helper.make_graph(self._nodes, "llama", inputs, outputs, list(self._tensors.values()))
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(OWN, 1)]
-        save(helper.make_model(graph, opset_imports=opsets, ir_version=_IR), self._folder / NAME)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR)
+        # The main file carries the hash of the other, so that its own stands for both.
+        helper.set_model_props(model, {f"{DATA} sha256": cache.hash_file(self._folder / DATA)})
+        save(model, self._folder / NAME)
 
 
 def write(folder: Path, s: Sizes, weights: Weights, accuracy: int) -> None:

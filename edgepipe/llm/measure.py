@@ -112,7 +112,7 @@ def measure(plan: Plan, progress: Progress) -> dict[str, Any]:
         "model": {"ref": plan.model, "file": path.name, "sha256": cache.hash_file(path), "stored": _stored(header)},
         "plan": {**plan.__dict__, "tokens": len(tokens)},
         "versions": cache.versions(("onnxruntime", "torch", "onnx")),
-        "note": NOTE if _quantised(header) else "",
+        "note": NOTE if quantised(header) else "",
         "forms": [form.__dict__ for form in forms],
     }
 
@@ -122,7 +122,8 @@ NOTE = (
 )
 
 
-def _quantised(header: gguf.File) -> bool:
+def quantised(header: gguf.File) -> bool:
+    """Whether any of its weights are stored in fewer bits than a half float."""
     return any(tensor.kind > 1 for tensor in header.tensors.values())
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from edgepipe import stats
+from edgepipe import plugins, stats
 from edgepipe.record import Bound
-from edgepipe.report.rows import DASH, millis, number, span
+from edgepipe.report.rows import DASH, millis, number, size, span
 from edgepipe.study.results import AMOUNTS, RANKED, Row, amount, baseline, latency_ratio
 
 _WORDS = {"sparse": "unstructured sparsity", "prune": "structured pruning"}
@@ -78,7 +78,7 @@ def conclusions(rows: list[Row], max_drop: float) -> list[dict[str, str]]:
     found = []
     for family in dict.fromkeys(row.cell.family for row in rows):
         own = [row for row in rows if row.cell.family == family]
-        said = [*_quantisation(own, max_drop), *_pruning(own, max_drop), *_gone(own)]
+        said = [*_quantisation(own, max_drop), *_pruning(own, max_drop), *_decoding(own), *_gone(own)]
         found += [{"family": family, "text": text} for text in said or ["nothing was measured yet"]]
     return found
 
@@ -127,7 +127,7 @@ def _costs(rows: list[Row], row: Row) -> str:
         error = f" \N{PLUS-MINUS SIGN} {row.drop_error:.4f}" if row.drop_error is not None else ""
         lost = "no loss" if row.drop == 0 else f"{-row.drop:+.4f}"
         if changed := row.change_in_unit():
-            lost = "{} ({})".format(*changed)
+            lost, error = "{} ({})".format(*changed), ""
         parts.append(f"{accuracy.metric} {lost}{error} on {accuracy.samples:,} samples")
     parts.append(speed(latency_ratio(row, base)))
     return f"{row.cell.recipe}: {', '.join(parts)}"
@@ -182,6 +182,34 @@ def _pace(rows: list[Row], place: tuple[str, str, str], step: str) -> Iterable[s
         yield f"{start} was {how}"
     else:
         yield f"{start} was faster in none of {len(ratios)} recipes, median {middle}: no speed-up on this runtime"
+
+
+def _decoding(rows: list[Row]) -> Iterable[str]:
+    """What each file of a language model writes in a second, how long one waits for it, and what it holds."""
+    for row in rows:
+        run = row.report.measurement if row.report else None
+        if row.report is None or run is None or calls(row) != "token" or not row.p50.value:
+            continue
+        cell, rate = row.cell, per_second(row.p50)
+        inside = f" [{span(rate)}]" if span(rate) else ""
+        first = f", the first {millis(run.first_ms)} ms after a prompt" if run.first_ms else ""
+        peak = run.memory_peak_bytes
+        held = f", {size(peak)} held at most, {number(peak / row.report.artifact.bytes)}x the file" if peak else ""
+        start = f"{cell.model} {cell.recipe}, {cell.format} on {cell.target}"
+        yield f"{start}: {millis(rate.value)}{inside} tokens a second{first}{held}"
+    notes = {step.note for row in rows if row.report and calls(row) == "token" for step in row.report.steps}
+    yield from sorted(notes - {""})
+
+
+def calls(row: Row) -> str:
+    """What a timed call of the row's task makes, e.g. a token; empty where it is an answer to a sample."""
+    return str(getattr(plugins.task(row.cell.family), "CALL", "")) if row.report else ""
+
+
+def per_second(time: Bound) -> Bound:
+    """Calls a second of a time in ms: the slow end of one is the low end of the other."""
+    value, low, high = (1e3 / each if each else None for each in (time.value, time.high, time.low))
+    return Bound(value, low, high, time.reason)
 
 
 def _gone(rows: list[Row]) -> Iterable[str]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from edgepipe import scores
+from edgepipe import plugins, scores
+from edgepipe.llm import chain
 from edgepipe.report import html, rows
 from edgepipe.report.curves import COLOURS, Curve, Spread, curves, spreads
 from edgepipe.report.rows import DASH, count, millis, number, payoff_facts, score, size, span, tick
@@ -33,7 +34,10 @@ COLUMNS = (
     "ran as",
     "status",
 )
-_NUMBERS = frozenset(COLUMNS[1:10])
+# What a language model is asked instead: a call is a token, and the first one takes the prompt in.
+_TOKENS = {"change": ("change", "first token"), "p90": ("p90", "tokens/s")}
+_NAMES = {"p50": "p50 a token", "p90": "p90 a token"}
+_TEXTS = frozenset(("recipe", "ran as", "status"))
 _MOST_SPREADS = 24
 _WRECK = 0.1
 
@@ -101,8 +105,20 @@ def _family_part(study: Study, own: list[Row], family: str) -> str:
         part = [row for row in own if (row.cell.model, row.cell.format) == (model, form)]
         part.sort(key=lambda row: sort_key(row.cell.recipe))
         tables += f"<h4>{escape(model)}, {escape(form)}</h4><div class='card scroll'>{_table(part)}</div>"
+    tables += _asked(own[0])
     shown = f"{_curves(study, own)}{pictures.section(own, study.evaluation)}{_spreads(own)}{_pruning(own)}"
     return f"<h3>{escape(_family(family))}</h3>{tables}{_plots(own)}{shown}"
+
+
+def _asked(row: Row) -> str:
+    """How the figures of a language model were taken."""
+    if not findings.calls(row) or row.report is None or row.report.accuracy is None:
+        return ""
+    return (
+        f'<p class="soft">Perplexity on {escape(row.report.accuracy.dataset)}. A call is one token, the likeliest, '
+        f"behind a prompt of {chain.PROMPT} and up to {chain.FOLLOWING} others. The first token is that of a process "
+        "just begun: the prompt, and all that the runtime does once.</p>"
+    )
 
 
 def _plots(own: list[Row]) -> str:
@@ -117,20 +133,24 @@ def _plots(own: list[Row]) -> str:
 
 def _table(part: list[Row]) -> str:
     """Rows of one model in one format, as a paper would print them."""
-    heads = "".join(f"<th scope=col{_kind(name)}>{name}</th>" for name in COLUMNS)
+    columns, names = list(COLUMNS), dict[str, str]()
+    if findings.calls(part[0]):
+        columns = [each for name in COLUMNS for each in _TOKENS.get(name, (name,))]
+        names = {**_NAMES, "accuracy": str(plugins.task(part[0].cell.family).METRIC)}
+    heads = "".join(f"<th scope=col{_kind(name)}>{names.get(name, name)}</th>" for name in columns)
     body = ""
     for row in part:
-        cells = zip(COLUMNS, _cells(row, part), strict=True)
-        listed = "".join(f'<td{_kind(name)} data-name="{name}">{text}</td>' for name, text in cells)
+        cells = _cells(row, part)
+        listed = "".join(f'<td{_kind(name)} data-name="{name}">{cells[name]}</td>' for name in columns)
         body += f"<tr>{listed}</tr>"
     return f'<table class="runs"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _kind(column: str) -> str:
-    return " class=num" if column in _NUMBERS else ""
+    return "" if column in _TEXTS else " class=num"
 
 
-def _cells(row: Row, part: list[Row]) -> list[str]:
+def _cells(row: Row, part: list[Row]) -> dict[str, str]:
     report, base = row.report, baseline(part, row)
     assert report is not None
     run, accuracy = report.measurement, report.accuracy
@@ -141,24 +161,27 @@ def _cells(row: Row, part: list[Row]) -> list[str]:
     energy = run.energy_mj if run else None
     kind = row.status if row.status in {RANKED, "unstable", "throttled"} else "bad"
     status = f'<span class="status {kind}">{escape(row.status)}</span>'
-    return [
-        link,
-        escape(size(report.artifact.bytes)),
-        escape(f"{smaller:.2f}x" if smaller and row is not base else DASH),
-        escape(score(row.accuracy, accuracy)),
-        _two(change, error),
-        _latency(row, "p50"),
-        _latency(row, "p90"),
-        _two(
+    rate = findings.per_second(row.p50)
+    return {
+        "recipe": link,
+        "size": escape(size(report.artifact.bytes)),
+        "smaller": escape(f"{smaller:.2f}x" if smaller and row is not base else DASH),
+        "accuracy": escape(score(row.accuracy, accuracy)),
+        "change": _two(change, error),
+        "first token": escape(DASH if run is None or run.first_ms is None else f"{millis(run.first_ms)} ms"),
+        "p50": _latency(row, "p50"),
+        "p90": _latency(row, "p90"),
+        "tokens/s": _two(millis(rate.value), f"[{span(rate)}]" if span(rate) else ""),
+        "time": _two(
             DASH if ratio.value is None or row is base else f"{millis(ratio.value)}x",
             f"[{span(ratio)}]" if span(ratio) else "",
         ),
-        escape(size(run.memory_peak_bytes if run else None)),
-        f'<span title="{escape(energy.reason if energy else "not measured")}">'
+        "memory": escape(size(run.memory_peak_bytes if run else None)),
+        "energy": f'<span title="{escape(energy.reason if energy else "not measured")}">'
         f"{escape(f'{number(energy.gross)} mJ' if energy and energy.gross is not None else DASH)}</span>",
-        _ran(run.precision_executed if run else ""),
-        status + (f"<small>{escape(row.reason)}</small>" if row.reason and kind == "bad" else ""),
-    ]
+        "ran as": _ran(run.precision_executed if run else ""),
+        "status": status + (f"<small>{escape(row.reason)}</small>" if row.reason and kind == "bad" else ""),
+    }
 
 
 def _ran(told: str) -> str:

@@ -19,7 +19,9 @@ from edgepipe import bench, codec, export, given, plugins, recipe, targets
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import EdgepipeError, UsageError
 from edgepipe.given import Said
+from edgepipe.llm import chain
 from edgepipe.model import Model
+from edgepipe.record import ModelFacts
 from edgepipe.schema import NAME, Plan, RunOptions, digest
 
 KEYS: dict[str, Any] = {
@@ -171,7 +173,7 @@ def expand(text: str) -> Iterator[str]:
 
 def _checked(study: Study, combined: list[tuple[str, ...]], where: str) -> Iterator[Cell]:
     """Cells with their keys, those that can't be with their problem."""
-    models: dict[str, Model | EdgepipeError] = {}
+    models: dict[str, Model | ModelFacts | EdgepipeError] = {}
     for target, name, text, form in combined:
         if form not in export.formats():
             error = plugins.unknown("format", form, list(export.formats()))
@@ -183,21 +185,29 @@ def _checked(study: Study, combined: list[tuple[str, ...]], where: str) -> Itera
         if isinstance(source, EdgepipeError):
             yield Cell(name, "unknown", text, form, target, ref=name, problem=source.what)
             continue
-        problem = ""
+        problem, options = "", ExportOptions(study.options.batch)
         try:
-            export.check(source, text, (form,), ExportOptions(study.options.batch))
+            if isinstance(source, ModelFacts):
+                chain.check(text, (form,), options)
+            else:
+                export.check(source, text, (form,), options)
         except EdgepipeError as error:
             problem = error.what
-        cell = Cell(source.name, source.facts.task, text, form, target, ref=name, problem=problem)
-        yield replace(cell, key=_key(study, cell, source.identity))
+        facts, identity = (source, source.sha256) if isinstance(source, ModelFacts) else (source.facts, source.identity)
+        cell = Cell(source.name, facts.task, text, form, target, ref=name, problem=problem)
+        yield replace(cell, key=_key(study, cell, identity))
 
 
-def _loaded(name: str) -> Model | EdgepipeError:
-    """The model, or why it can't be loaded. A name nobody knows is the study's own mistake.
+def _loaded(name: str) -> Model | ModelFacts | EdgepipeError:
+    """The model (of a language model what is known before it is fetched), or why it can't be loaded.
+
+    A name nobody knows is the study's own mistake.
 
     Raises:
         UsageError: no such model.
     """
+    if chain.knows(name):
+        return chain.facts(name)
     try:
         return given.load(name, Said())
     except UsageError:

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import codec, recipe, scores
+from edgepipe import codec, plugins, recipe, scores
 from edgepipe.errors import EdgepipeError
 from edgepipe.record import Bound, Report
-from edgepipe.report.rows import bound, final
+from edgepipe.report.rows import DASH, bound, final
 
 if TYPE_CHECKING:
     from edgepipe.journal import Journal
@@ -46,7 +46,20 @@ class Row:
         unit = scores.unit(known) if known else ""
         if not unit or known is None or self.drop is None or self.accuracy is None or known.baseline is None:
             return None
-        return f"{self.accuracy - known.baseline:+.4g} {unit}", f"{self.drop:.2%} lost"
+        within = f" [{DASH.join(f'{end:.2%}' for end in self.drop_range)}]" if self.drop_range else ""
+        return f"{self.accuracy - known.baseline:+.4g} {unit}", f"{self.drop:.2%} lost{within}"
+
+    @property
+    def drop_range(self) -> tuple[float, float] | None:
+        """The 95 % interval of the drop, where the task itself gives one: ``LOST`` names it in its agreement."""
+        known = self.report.accuracy if self.report else None
+        if known is None or self.drop is None:
+            return None
+        place = "exported" if known.on_device is None else "on_device"
+        names = getattr(plugins.task(self.cell.family), "LOST", ())
+        ends = [known.further.get(place, {}).get(name) for name in names[1:]]
+        low, high = ends or (None, None)
+        return None if low is None or high is None else (low, high)
 
     @property
     def p50(self) -> Bound:
@@ -69,17 +82,17 @@ class Row:
 
     @property
     def drop_error(self) -> float | None:
-        """Half the 95 % interval of the drop, for metrics that are a share of right answers.
+        """Half the 95 % interval of the drop: the task's own, or that of a metric that is a share of right answers.
 
-        Both answers are to the same samples, so only those that changed can differ: the variance of the difference of
-        two such shares is at most d / n (McNemar 1947), with d the share of changed answers. The rungs' shares are
-        summed, which can only be too many.
+        For the latter both answers are to the same samples, so only those that changed can differ: the variance of the
+        difference of two such shares is at most d / n (McNemar 1947), with d the share of changed answers. The rungs'
+        shares are summed, which can only be too many.
         """
         report = self.report
         if report is None or report.accuracy is None or not report.accuracy.samples or self.drop is None:
             return None
         if report.accuracy.unit:
-            return None
+            return (self.drop_range[1] - self.drop_range[0]) / 2 if self.drop_range else None
         changed = [rung.disagreement for rung in report.parity if rung.disagreement is not None]
         return 1.96 * math.sqrt(min(sum(changed), 1.0) / report.accuracy.samples)
 

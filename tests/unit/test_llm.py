@@ -13,82 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepipe.agent.runtimes import _decoder
 from edgepipe.errors import EdgepipeError, IntegrityError, UsageError
 from edgepipe.llm import decode, files, gguf, measure, source
 from edgepipe.progress import Silent
-
-WIDTH, HIDDEN, HEADS, SHARED, LAYERS = 64, 96, 4, 2, 2
-F32, F16, Q4_0, Q4_1, Q8_0 = 0, 1, 2, 3, 8
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-
-
-def _text(value: str) -> bytes:
-    raw = value.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _typed(value: Any) -> bytes:
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + _text(value)
-    if isinstance(value, list):
-        inner = 8 if isinstance(value[0], str) else 5
-        items = b"".join(_text(item) if inner == 8 else struct.pack("<i", item) for item in value)
-        return struct.pack("<IIQ", 9, inner, len(value)) + items
-    return struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value)
-
-
-def _write(path: Path, pairs: dict[str, Any], tensors: dict[str, tuple[list[int], int, bytes]]) -> Path:
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs))
-    head += b"".join(_text(name) + _typed(value) for name, value in pairs.items())
-    data = b""
-    for name, (shape, kind, raw) in tensors.items():
-        axes = struct.pack(f"<{len(shape)}Q", *shape[::-1])
-        head += _text(name) + struct.pack("<I", len(shape)) + axes + struct.pack("<IQ", kind, len(data))
-        data += raw + bytes(-len(raw) % 32)
-    path.write_bytes(head + bytes(-len(head) % 32) + data)
-    return path
-
-
-def _words() -> list[str]:
-    """The 256 letters that byte-level BPE writes bytes as, after three marks."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return ["<end>", "<start>", "<pad>", *sorted(ByteLevel.alphabet()), "Ġt"]
-
-
-def _weights() -> dict[str, np.ndarray[Any, Any]]:
-    """Float weights by GGUF's names, queries and keys in halves as the usual implementation has them."""
-    random, narrow = np.random.default_rng(0), WIDTH // HEADS * SHARED
-    shapes = {
-        "attn_q": (WIDTH, WIDTH), "attn_k": (narrow, WIDTH), "attn_v": (narrow, WIDTH), "attn_output": (WIDTH, WIDTH),
-        "ffn_gate": (HIDDEN, WIDTH), "ffn_up": (HIDDEN, WIDTH), "ffn_down": (WIDTH, HIDDEN),
-    }  # fmt: skip
-    found = {"token_embd": random.normal(0, 1, (len(_words()), WIDTH)), "output_norm": random.uniform(0.5, 2, WIDTH)}
-    for layer in range(LAYERS):
-        found |= {f"blk.{layer}.{name}": random.normal(0, 0.2, shape) for name, shape in shapes.items()}
-        found |= {f"blk.{layer}.{name}": random.uniform(0.5, 2, WIDTH) for name in ("attn_norm", "ffn_norm")}
-    return {f"{name}.weight": value.astype(np.float32) for name, value in found.items()}
+from tests.unit import llm_kit as kit
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = _words()
-    pairs = {
-        "general.architecture": "llama", "llama.block_count": LAYERS, "llama.context_length": 2048,
-        "llama.embedding_length": WIDTH, "llama.feed_forward_length": HIDDEN, "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": SHARED, "llama.rope.freq_base": 1e4,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(words) - 3),
-        "tokenizer.ggml.merges": ["Ġ t"], "tokenizer.ggml.eos_token_id": 0, "tokenizer.chat_template": TEMPLATE,
-    }  # fmt: skip
-    tensors = {}
-    for name, value in _weights().items():
-        if "attn_q" in name or "attn_k" in name:  # GGUF turns neighbours with each other
-            turned = value.reshape(-1, 2, WIDTH // HEADS // 2, WIDTH).swapaxes(1, 2)
-        else:
-            turned = value
-        tensors[name] = (list(value.shape), F32, turned.tobytes())
-    return _write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", pairs, tensors)
+    return kit.tiny(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +39,17 @@ def test_each_stored_type_becomes_the_floats_it_stands_for(tmp_path: Path) -> No
     nibbles = [at % 16 for at in range(16)] + [15 - at % 16 for at in range(16)]
     plain = [float(at) / 4 for at in range(32)]
     blocks = {
-        "f32": (F32, struct.pack("<32f", *plain), plain),
-        "f16": (F16, struct.pack("<32e", *plain), plain),
-        "q40": (Q4_0, _half(0.5) + packed, [(nibble - 8) * 0.5 for nibble in nibbles]),
-        "q41": (Q4_1, _half(0.5) + _half(-2.0) + packed, [nibble * 0.5 - 2.0 for nibble in nibbles]),
-        "q80": (Q8_0, _half(0.25) + bytes(range(112, 144)), [(b - 256 * (b > 127)) * 0.25 for b in range(112, 144)]),
+        "f32": (kit.F32, struct.pack("<32f", *plain), plain),
+        "f16": (kit.F16, struct.pack("<32e", *plain), plain),
+        "q40": (kit.Q4_0, _half(0.5) + packed, [(nibble - 8) * 0.5 for nibble in nibbles]),
+        "q41": (kit.Q4_1, _half(0.5) + _half(-2.0) + packed, [nibble * 0.5 - 2.0 for nibble in nibbles]),
+        "q80": (
+            kit.Q8_0,
+            _half(0.25) + bytes(range(112, 144)),
+            [(b - 256 * (b > 127)) * 0.25 for b in range(112, 144)],
+        ),
     }
-    path = _write(tmp_path / "x.gguf", {}, {name: ([1, 32], kind, raw) for name, (kind, raw, _) in blocks.items()})
+    path = kit.write(tmp_path / "x.gguf", {}, {name: ([1, 32], kind, raw) for name, (kind, raw, _) in blocks.items()})
     file = gguf.read(path)
     for name, (_, _, expected) in blocks.items():
         assert file.read(name).tolist() == [expected], name
@@ -133,8 +71,8 @@ def test_a_damaged_file_is_refused_wherever_it_ends(tiny: Path, tmp_path: Path) 
 
 
 def test_a_type_or_value_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    bad = {"k": ([1, 32], 12, bytes(64)), "nan": ([1], F32, struct.pack("<f", math.nan))}
-    file = gguf.read(_write(tmp_path / "x.gguf", {"general.architecture": "mamba"}, bad))
+    bad = {"k": ([1, 32], 12, bytes(64)), "nan": ([1], kit.F32, struct.pack("<f", math.nan))}
+    file = gguf.read(kit.write(tmp_path / "x.gguf", {"general.architecture": "mamba"}, bad))
     with pytest.raises(UsageError, match="type 12"):
         file.read("k")
     with pytest.raises(IntegrityError, match="not finite"):
@@ -161,9 +99,9 @@ def test_the_network_computes_what_another_implementation_does(tiny: Path) -> No
     from edgepipe.llm import network
 
     config = transformers.LlamaConfig(
-        vocab_size=len(_words()), hidden_size=WIDTH, intermediate_size=HIDDEN, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=SHARED, rms_norm_eps=1e-5, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        vocab_size=len(kit.words_of()), hidden_size=kit.WIDTH, intermediate_size=kit.HIDDEN,
+        num_hidden_layers=kit.LAYERS, num_attention_heads=kit.HEADS, num_key_value_heads=kit.SHARED, rms_norm_eps=1e-5,
+        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
     )  # fmt: skip
     other = transformers.LlamaForCausalLM(config).eval()
     names = {
@@ -172,7 +110,7 @@ def test_the_network_computes_what_another_implementation_does(tiny: Path) -> No
         "post_attention_layernorm", "ffn_": "mlp.", "token_embd": "model.embed_tokens", "output_norm": "model.norm",
     }  # fmt: skip
     weights = {}
-    for own, value in _weights().items():
+    for own, value in kit.weights_of().items():
         name = own
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
@@ -180,7 +118,7 @@ def test_the_network_computes_what_another_implementation_does(tiny: Path) -> No
     missing, unexpected = other.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])
     other.tie_weights()
-    tokens = torch.randint(len(_words()), (1, 20), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(len(kit.words_of()), (1, 20), generator=torch.Generator().manual_seed(1))
     ours = network.load(gguf.read(tiny), 64)
     with torch.no_grad():
         expected = other(tokens).logits[0]
@@ -217,22 +155,22 @@ def test_fed_one_at_a_time_or_all_at_once_a_text_is_as_likely(
     whole = decode.perplexity(path, 1, tokens, 40, 40)
     assert len(whole) == 1
     decoder = decode.Decoder(path, 1, 40)
-    steps = [decode._loss(decoder.step([now]), [then]) for now, then in pairwise(tokens)]
+    steps = [_decoder.loss(decoder.step([now]), [then]) for now, then in pairwise(tokens)]
     assert sum(steps) / 39 == pytest.approx(whole[0], abs=1e-4)
     answer = decode.generate(path, 1, tokens, 5, end=-1)
     assert len(answer) == 5
     assert decode.generate(path, 1, tokens, 5, end=answer[0]) == answer[:1]
     assert decode.agreement(path, 1, tokens, answer) == 1
-    other = [*answer[:-1], (answer[-1] + 1) % len(_words())]
+    other = [*answer[:-1], (answer[-1] + 1) % len(kit.words_of())]
     assert decode.agreement(path, 1, tokens, other) == 0.8
 
 
 def test_logits_that_are_no_numbers_are_an_error_not_a_figure() -> None:
     uniform = np.zeros((2, 4), np.float32)
-    assert decode._loss(uniform, [0, 3]) == pytest.approx(math.log(4))
+    assert _decoder.loss(uniform, [0, 3]) == pytest.approx(math.log(4))
     uniform[1, 2] = math.nan
     with pytest.raises(IntegrityError, match="not finite"):
-        decode._loss(uniform, [0, 3])
+        _decoder.loss(uniform, [0, 3])
 
 
 def test_text_comes_back_from_its_tokens(tiny: Path) -> None:

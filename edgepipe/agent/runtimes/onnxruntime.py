@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 from edgepipe.agent.advice import Arithmetic, Crash, Wheel
 from edgepipe.agent.precision import Tally, Times, unknown
+from edgepipe.agent.runtimes import _decoder
 from edgepipe.schema import Artifact, OpTime, RunOptions
 
 FORMATS: Tuple[str, ...] = ("onnx",)
@@ -89,7 +90,7 @@ class OnnxSession:
     def executed(self) -> Dict[str, Any]:
         """Precision and provider of each kernel, from the profile of one run in a session of its own."""
         if not self._feeds:
-            return unknown(",".join(self._session.get_providers()))
+            return unknown(",".join(_PROVIDERS))
         tally, seen = Tally(), set()
         for name, kernel, _ in self._kernels(1):
             once = (name, kernel.get("node_index"))  # a node inside a loop is one node, however often it ran
@@ -107,17 +108,20 @@ class OnnxSession:
             times.add((name, kernel.get("node_index")), node)
         return times.rows()
 
-    def _kernels(self, runs: int) -> List[Tuple[str, Dict[str, Any], float]]:
-        """Name, facts and us of each kernel that ran, from the profile of a session of its own."""
+    def _profiled(self, runs: int, prefix: str) -> str:
+        """Run in a session of its own that keeps a profile; returns the profile's path."""
         import onnxruntime
 
         options = _options(self._options)
-        options.enable_profiling = True
-        options.profile_file_prefix = os.path.abspath("profile")
+        options.enable_profiling, options.profile_file_prefix = True, prefix
         session = onnxruntime.InferenceSession(self._path, options, providers=_PROVIDERS)
         for _ in range(runs):
             session.run(self._outputs, self._feeds)
-        with open(session.end_profiling(), encoding="utf-8") as file:
+        return str(session.end_profiling())
+
+    def _kernels(self, runs: int) -> List[Tuple[str, Dict[str, Any], float]]:
+        """Name, facts and us of each kernel that ran, from the profile of a session of its own."""
+        with open(self._profiled(runs, os.path.abspath("profile")), encoding="utf-8") as file:
             events = json.load(file)
         return [
             (str(event["name"]), dict({"provider": ""}, **event.get("args", {})), float(event.get("dur", 0)))
@@ -130,9 +134,49 @@ class OnnxSession:
         del self._session
 
 
+class LanguageSession(OnnxSession):
+    """A language model: a run is a window of text and how likely it is; what is timed is one token after another."""
+
+    def __init__(self, path: str, options: RunOptions, artifact: Artifact) -> None:  # noqa: ARG002 - as all sessions
+        self._path, self._options = path, options
+        self._feeds: Dict[str, Any] = {}
+        self._decoder = _decoder.Decoder(path, options.threads, optimize=options.optimize)
+
+    def run(self, feeds: List[Any]) -> List[Any]:
+        """The mean loss in nats, [1], of one window's last predictions."""
+        import numpy as np
+
+        tokens, scored = self._given(feeds)
+        return [np.array([self._decoder.window(tokens, scored)])]
+
+    def prepare(self, feeds: List[Any]) -> Callable[[], object]:
+        """Decode: the first call goes from the window's first tokens to the first answered one, others are one token.
+
+        After some the answer begins anew, at no cost: the cache of the prompt is still there.
+        """
+        return _decoder.Answer(self._decoder, self._given(feeds)[0]).next
+
+    def _given(self, feeds: List[Any]) -> Tuple[List[int], int]:
+        self._feeds = dict(zip(_decoder.FED, feeds))
+        return [int(token) for token in feeds[0][0]], int(feeds[1][0])
+
+    def _profiled(self, runs: int, prefix: str) -> str:
+        """Decode ``runs`` tokens with nothing before them."""
+        threads, optimize = self._options.threads, self._options.optimize
+        decoder = _decoder.Decoder(self._path, threads, runs, optimize=optimize, profile=prefix)
+        last = int(self._feeds["tokens"][0][0])
+        for _ in range(runs):
+            last = int(decoder.step([last])[0].argmax())
+        return decoder.profiled()
+
+    def close(self) -> None:
+        """Drop the session."""
+        del self._decoder
+
+
 def load(path: str, options: RunOptions, artifact: Artifact) -> OnnxSession:
     """Open a file. Raises the package's own exceptions if it can't."""
-    return OnnxSession(path, options, artifact)
+    return (LanguageSession if _decoder.fed(artifact) else OnnxSession)(path, options, artifact)
 
 
 def _options(options: RunOptions) -> Any:

@@ -5,7 +5,7 @@ import time
 import common
 import onnxruntime  # noqa: F401  before the count of what is there without a model
 
-from edgepipe.llm.decode import Decoder
+from edgepipe.agent.runtimes._decoder import Decoder
 
 
 def load(job):

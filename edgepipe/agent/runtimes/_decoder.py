@@ -1,0 +1,154 @@
+"""A language model decoded token by token with ONNX Runtime, its keys and values kept in buffers that calls write into.
+
+Its file takes ``tokens`` [1, S], ``rows`` [R] (whose next token is wanted), ``last`` [1] and ``total`` (what is cached
+after these tokens, less one and as it is) and the caches ``past_...`` [1, K, P, D]; it gives ``logits`` [R, V] and the
+caches ``next_...``. Of all that a caller feeds text alone: see `fed`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, List, Optional
+
+from edgepipe.errors import IntegrityError
+from edgepipe.schema import Artifact
+
+FED = ("tokens", "scored")  # int64 [windows, length] and [windows]: how many of the last predictions of each count
+ANSWER = "nats"  # [windows], the mean loss of those predictions in nats
+PROMPT, FOLLOWING = 64, 32  # tokens before the timed ones, and how many of these until the answer begins anew
+
+_GIVEN = 4  # inputs before the caches
+
+
+def fed(artifact: Artifact) -> bool:
+    """Whether the artifact is such a file: fed with text, answering with how likely it is."""
+    return [spec.name for spec in artifact.inputs] == list(FED) and [s.name for s in artifact.outputs] == [ANSWER]
+
+
+class Decoder:
+    """A session, and the cache of the sequence so far, of ``room`` tokens at most; see `reserve`.
+
+    ``profile`` is where ONNX Runtime begins the name of a profile of all calls, if it is to write one.
+    """
+
+    def __init__(self, path: str, threads: int, room: int = 0, *, optimize: bool = True, profile: str = "") -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.enable_mem_pattern = options.enable_cpu_mem_arena = False  # shapes change with each call
+        options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._seen = self._room = 0
+        if room:
+            self.reserve(room)
+
+    def reserve(self, room: int) -> None:
+        """Make room for ``room`` tokens and begin a new sequence.
+
+        The cache is one buffer for each layer and kind that calls write into: nothing of it is ever copied.
+        """
+        import numpy as np
+        import onnxruntime
+
+        self._room, self._seen = room, 0
+        self._bound = self._session.io_binding()
+        self._bound.bind_output("logits", "cpu")
+        for past, following in zip(self._session.get_inputs()[_GIVEN:], self._session.get_outputs()[1:]):
+            _, heads, _, width = past.shape
+            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, room, width), np.float32))
+            self._bound.bind_ortvalue_input(past.name, buffer)
+            self._bound.bind_ortvalue_output(following.name, buffer)
+
+    def forget(self, after: int = 0) -> None:
+        """Go back to the first ``after`` tokens of the sequence; 0 begins a new one. It costs nothing."""
+        self._seen = after
+
+    @property
+    def seen(self) -> int:
+        """Tokens of the sequence so far."""
+        return self._seen
+
+    def step(self, tokens: List[int], rows: Optional[List[int]] = None) -> Any:
+        """Take ``tokens`` in; return logits [R, V] at ``rows``, by default at the last one.
+
+        Raises:
+            ValueError: there is no room for them.
+        """
+        import numpy as np
+
+        wanted = [len(tokens) - 1] if rows is None else rows
+        self._seen += len(tokens)
+        if self._seen > self._room:
+            raise ValueError(f"{self._seen} tokens, and room for {self._room}")
+        for name, value in (
+            ("tokens", np.array([tokens], np.int64)),
+            ("rows", np.array(wanted, np.int64)),
+            ("last", np.array([self._seen - 1], np.int32)),
+            ("total", np.array(self._seen, np.int32)),
+        ):
+            self._bound.bind_cpu_input(name, value)
+        self._bound.bind_output("logits", "cpu")  # anew: its shape is that of the last call else
+        self._session.run_with_iobinding(self._bound)
+        return self._bound.get_outputs()[0].numpy()
+
+    def window(self, tokens: List[int], scored: int) -> float:
+        """The mean loss in nats of the last ``scored`` predictions of ``tokens``, with nothing before them.
+
+        Raises:
+            IntegrityError: it is not finite.
+        """
+        if len(tokens) > self._room:
+            self.reserve(len(tokens))
+        self.forget()
+        last = len(tokens) - 1
+        return loss(self.step(tokens[:-1], list(range(last - scored, last))), tokens[-scored:])
+
+    def profiled(self) -> str:
+        """End the profile and return the path of its file."""
+        return str(self._session.end_profiling())
+
+
+class Answer:
+    """One prompt answered again and again: each call of `next` is one token; the very first takes the prompt in."""
+
+    def __init__(self, decoder: Decoder, tokens: List[int]) -> None:
+        self._decoder, self._prompt = decoder, tokens[: min(PROMPT, len(tokens))]
+        self._end = len(self._prompt) + FOLLOWING
+        self._first = self._last = -1
+        decoder.reserve(self._end)
+
+    def next(self) -> int:
+        """The likeliest next token. After `FOLLOWING` of them the answer begins anew behind the prompt."""
+        decoder = self._decoder
+        if self._first < 0:
+            self._first = self._last = int(decoder.step(self._prompt)[0].argmax())
+            return self._last
+        if decoder.seen == self._end:
+            decoder.forget(len(self._prompt))
+            self._last = self._first
+        self._last = int(decoder.step([self._last])[0].argmax())
+        return self._last
+
+
+def loss(logits: Any, truth: List[int]) -> float:
+    """Mean cross-entropy in nats of ``logits`` [R, V]. Row by row: all of them as doubles are too much for a board.
+
+    Raises:
+        IntegrityError: it is not finite.
+    """
+    import numpy as np
+
+    total = 0.0
+    for row, token in zip(logits, truth):
+        values = row.astype(np.float64)
+        values -= values.max()
+        total += float(np.log(np.exp(values).sum()) - values[token])
+    found = total / len(truth)
+    if not math.isfinite(found):
+        raise IntegrityError("its logits are not finite", "perplexity", "take another form of the weights")
+    return found
