@@ -100,9 +100,18 @@ def _memory(run: dict[str, Any], size: int) -> list[Figure]:
     """What the process held at most over the file's bytes, with and without what Python and the runtime need."""
     peak, bare = run["peak_bytes"], run["bare_bytes"]
     detail = f"({peak / 1e6:.0f} MB, of it {bare / 1e6:.0f} before the model / {size / 1e6:.0f} MB)"
+    before, loaded, after = run["memory"]
+    parts = {
+        "Python and the runtime": bare,
+        "weights in the kernels' order": loaded[0] - before[0],
+        "the file and more code, mapped": after[1] - before[1],
+        "cache and activations": after[0] - loaded[0],
+        "given back by the end": peak - sum(after),
+    }
     return [
         at_most("int4 peak memory / file", peak / size, 1.3, "x", detail),
         Figure("int4 peak memory of the model / file", "", f"{(peak - bare) / size:.3g} x", None),
+        *(Figure(f"  {name}", "", f"{part / size:.3g} x ({part / 1e6:.1f} MB)", None) for name, part in parts.items()),
     ]
 
 

@@ -192,3 +192,20 @@ def test_a_recipe_is_a_form_of_the_weights() -> None:
     assert chain.check("int4", ("onnx",), ExportOptions()).name == "int4"
     assert chain.check("int4:group=64", ("onnx",), ExportOptions()).group == 64
     assert chain.check("none", ("onnx",), ExportOptions()).bits == 32
+
+
+def test_what_is_mapped_of_the_file_is_given_back_unless_it_was_changed(tiny: Path) -> None:
+    lines = [
+        "1000-3000 rw-p 00000000 fe:00 12 /a b/model.onnx.data\n", "Rss: 8 kB\n", "Anonymous: 0 kB\n",
+        "5000-6000 rw-p 00000000 fe:00 12 /a b/model.onnx.data\n", "Anonymous: 4 kB\n",
+        "7000-8000 rw-p 00000000 00:00 0 \n", "Anonymous: 4 kB\n",
+        "8000-9000 r--p 00000000 fe:00 13 /usr/lib/libc.so.6\n", "Anonymous: 0 kB\n",
+    ]  # fmt: skip
+    assert list(_decoder._mapped(lines, "/a b/model.onnx")) == [(0x1000, 0x3000, 0), (0x5000, 0x6000, 4)]
+    path = str(files.made(tiny, files.variant("int8"), chain.CONTEXT, Silent()))
+    decoder = _decoder.Decoder(path, 1, 8)
+    before = decoder.step([5, 6, 7]).copy()
+    assert _decoder.let_go(path) > 0
+    decoder.forget()
+    assert np.array_equal(decoder.step([5, 6, 7]), before)
+    assert _decoder.let_go(path + "gone") == 0

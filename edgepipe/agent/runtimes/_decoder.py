@@ -8,7 +8,8 @@ caches ``next_...``. Of all that a caller feeds text alone: see `fed`.
 from __future__ import annotations
 
 import math
-from typing import Any, List, Optional
+import os
+from typing import Any, Iterable, Iterator, List, Optional, Tuple
 
 from edgepipe.errors import IntegrityError
 from edgepipe.schema import Artifact
@@ -18,6 +19,8 @@ ANSWER = "nats"  # [windows], the mean loss of those predictions in nats
 PROMPT, FOLLOWING = 64, 32  # tokens before the timed ones, and how many of these until the answer begins anew
 
 _GIVEN = 4  # inputs before the caches
+_DONTNEED = 4  # linux/mman.h
+_NAME = 5  # the place of the name in a line of smaps
 
 
 def fed(artifact: Artifact) -> bool:
@@ -43,6 +46,7 @@ class Decoder:
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, profile
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        let_go(path)
         self._seen = self._room = 0
         if room:
             self.reserve(room)
@@ -133,6 +137,41 @@ class Answer:
             self._last = self._first
         self._last = int(decoder.step([self._last])[0].argmax())
         return self._last
+
+
+def let_go(path: str) -> int:
+    """Give back the memory of what a session has mapped of the file at ``path`` and those beside it; returns the bytes.
+
+    The kernels have copied most weights into an order of their own, and what they read of the file while they did that
+    (scales, zero points) stays in memory for nothing. What is read again comes back from the file. Only mappings
+    without a page of their own are let go: such a page is not what the file says.
+    """
+    import ctypes
+
+    freed = 0
+    try:
+        advise = ctypes.CDLL(None, use_errno=True).madvise
+        advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
+            for start, end, own in _mapped(file, os.path.realpath(path)):
+                if not own and advise(start, end - start, _DONTNEED) == 0:
+                    freed += end - start
+    except (OSError, AttributeError, ValueError):
+        pass  # another system: nothing is given back, and nothing is lost
+    return freed
+
+
+def _mapped(lines: Iterable[str], path: str) -> Iterator[Tuple[int, int, int]]:
+    """Start, end and kB of changed pages of each mapping of ``path`` and of files whose names it begins."""
+    place: Optional[Tuple[int, int]] = None
+    for line in lines:
+        head = line.split(None, 5)
+        if "-" in head[0]:
+            start, _, end = head[0].partition("-")
+            ours = len(head) > _NAME and head[_NAME].rstrip("\n").startswith(path)
+            place = (int(start, 16), int(end, 16)) if ours else None
+        elif place and head[0] == "Anonymous:":
+            yield (*place, int(head[1]))
 
 
 def loss(logits: Any, truth: List[int]) -> float:
