@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgepipe import artifact, model
-from edgepipe.errors import EdgepipeError, IntegrityError
+from edgepipe.errors import EdgepipeError, IntegrityError, UsageError
 
 from . import formats_kit as kit
 
@@ -222,6 +222,19 @@ def test_shapes_that_contradict_each_other(tmp_path):
     found = model.load(onnx_model(tmp_path, change))
     with pytest.raises(IntegrityError, match="contradict each other"):
         export.make(found, "none", "onnx", cache=Cache(kit.home() / "work"))
+
+
+def test_a_custom_operator_of_tflite_is_named(tmp_path):
+    """It is no damage: the file is sound, and the runtime lacks the operator."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    found = flatbuffer_utils.read_model(kit.made("tflite").artifact.path)
+    code = found.operatorCodes[found.subgraphs[0].operators[-1].opcodeIndex]
+    code.builtinCode = code.deprecatedBuiltinCode = 32  # CUSTOM
+    code.customCode = b"Nowhere"
+    flatbuffer_utils.write_model(found, str(tmp_path / "m.tflite"))
+    with pytest.raises(UsageError, match="LiteRT has no custom operator Nowhere"):
+        model.load(str(tmp_path / "m.tflite"))
 
 
 def test_an_xml_bomb_is_not_unpacked(tmp_path):

@@ -143,6 +143,33 @@ def test_code_named_in_the_description_is_not_run(tmp_path):
     assert not witness.exists()
 
 
+def test_a_layer_of_a_script_is_named(tmp_path):
+    """Keras 3 says of it that it has no module; what it is to be built with stands in the script alone."""
+
+    def own(entries):
+        config = json.loads(entries["config.json"])
+        config["config"]["layers"][-1] |= {"module": None, "class_name": "Mine", "registered_name": "Mine"}
+        return {**entries, "config.json": json.dumps(config)}
+
+    with pytest.raises(UsageError, match="Mine is code that the file does not hold"):
+        model.load(changed(tmp_path, own))
+
+
+def test_an_unknown_layer_of_an_older_file_is_named(tmp_path):
+    import h5py
+
+    path = shutil.copy(keras_kit.files() / "net.h5", tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        layer = config["config"]["layers"][-1]
+        layer["class_name"] = "Mine"
+        for key in ("module", "registered_name"):
+            layer.pop(key, None)
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(UsageError, match="Mine is code that the file does not hold"):
+        model.load(str(path))
+
+
 def test_weights_in_another_file_are_not_read(tmp_path):
     import h5py
 

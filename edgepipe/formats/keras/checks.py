@@ -94,11 +94,20 @@ def _config(text: Any, path: str) -> None:
         if isinstance(kind, str) and kind in _TEXT:
             raise UsageError(f"no board runtime has a {kind} layer", path, "leave it out of the model")
         foreign = isinstance(module, str) and module != "builtins" and not module.startswith(_MODULES)
-        if foreign or (
-            isinstance(kind, str) and isinstance(module, str) and kind == "function" and module != "builtins"
+        own = module is None and "module" in item and isinstance(item.get("registered_name"), str)  # of a script
+        if (
+            foreign
+            or own
+            or (isinstance(kind, str) and isinstance(module, str) and kind == "function" and module != "builtins")
         ):
-            fix = "save it as a SavedModel (model.export), which needs no code"
-            raise UsageError(f"{str(kind)[:60]} of {str(module)[:60]} is code that the file does not hold", path, fix)
+            what = str(kind) if module is None else f"{str(kind)[:60]} of {str(module)[:60]}"
+            raise not_in_it(what, path)
+
+
+def not_in_it(what: str, path: str) -> UsageError:
+    """The error for a layer whose code is somewhere else."""
+    fix = "save it as a SavedModel (model.export), which needs no code"
+    return UsageError(f"{what[:130]} is code that the file does not hold", path, fix)
 
 
 def _dicts(value: Any, path: str, depth: int = 0) -> Iterator[dict[str, Any]]:

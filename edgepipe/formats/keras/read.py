@@ -15,6 +15,8 @@ _NUMBERS = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", 
 _AGAIN = "get the model again, or save it again"
 _IDLE = ("NoOp", "Assert", "Const", "Placeholder", "CheckNumerics")
 _LIMIT = 2 << 30  # protobuf's own
+# As Keras 2 and 3 say it.
+_UNKNOWN = re.compile(r"(?:Unknown (?:layer|object)|Could not locate (?:class|function)):? '?(\w{1,60})")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ def function(path: str) -> Function:
     except EdgepipeError:
         raise
     except Exception as error:  # TensorFlow and Keras raise anything on a damaged file
-        text = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split())
+        if unknown := _UNKNOWN.search(text):
+            raise checks.not_in_it(unknown[1], path) from None
+        text = text[:200]
         raise IntegrityError(f"TensorFlow can't load it: {type(error).__name__}: {text}", path, _AGAIN) from None
     _check(found, path)
     return found

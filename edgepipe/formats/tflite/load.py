@@ -9,7 +9,8 @@ from typing import Any
 from edgepipe import isolate
 from edgepipe.cache import hash_file
 from edgepipe.codec import from_dict
-from edgepipe.errors import IntegrityError
+from edgepipe.errors import IntegrityError, UsageError
+from edgepipe.formats.tflite import preflight
 from edgepipe.model import Card, Loaded
 from edgepipe.schema import TensorSpec
 
@@ -22,6 +23,7 @@ def load(path: Path, card: Card) -> Loaded:
 
     Raises:
         IntegrityError: not a sound TFLite model.
+        UsageError: it has operators that the interpreter lacks.
         BoardError: the interpreter crashed on it.
     """
     with path.open("rb") as file:
@@ -46,6 +48,9 @@ def inspect(path: str) -> dict[str, Any]:
         interpreter = Interpreter(model_path=path, num_threads=1)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
+        if missing := preflight.for_source(path, [], 0, None, None):
+            fix = "leave those operations out of the model"
+            raise UsageError("; ".join(why for why, _ in missing), path, fix) from None
         text = " ".join(str(error).split())[:200]
         raise IntegrityError(
             f"not a sound TFLite model: {text}", path, "get the file again, or export it again"
