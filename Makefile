@@ -69,7 +69,8 @@ lab: $(STAMP) ## bring up boards without hardware (as root): BOARDS="native pi4 
 lab-down: $(STAMP) ## end them, and remove all they made
 	$(BIN)/python -m lab down $(BOARDS)
 
-lab-test: $(STAMP) ## deploy to emulated boards, and break boards
+lab-test: $(STAMP) ## deploy to emulated boards, and break boards (what that takes is installed first, as root)
+	$(BIN)/python -m lab prepare user machine
 	$(BIN)/python -m pytest -rs -m lab tests/lab
 
 lab-plug: $(STAMP) ## pull the plug of a whole emulated machine PULLS=20 times in each phase of a deploy (about an hour)

@@ -22,6 +22,7 @@ from edgepipe import (
     golden,
     honesty,
     leftovers,
+    measurement,
     preflight,
     recipe,
     targets,
@@ -29,7 +30,7 @@ from edgepipe import (
 )
 from edgepipe.agent.runtimes import runtime_for
 from edgepipe.artifact import ExportOptions
-from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, UsageError
+from edgepipe.errors import BoardError, DeadlineError, EdgepipeError, LinkError, UsageError
 from edgepipe.given import Said
 from edgepipe.journal import Journal
 from edgepipe.llm import chain
@@ -288,9 +289,21 @@ def _send(candidate: Candidate, files: list[Source], client: BoardClient, progre
 
 
 def measure(candidate: Candidate, request: Request, client: BoardClient, progress: Progress) -> None:
-    """Time the staged release; keep the record at once, whatever becomes of the rest."""
-    name = candidate.report.id
-    result = bench.measure(client, candidate.manifest, request.plan, request.options, candidate.inputs, progress, name)
+    """Time the staged release; keep the record at once, whatever becomes of the rest.
+
+    Raises:
+        LinkError: the link was lost; the record says so until the board hands the run over.
+        BoardError, DeadlineError: the runtime can't run it, or not in time.
+        GateError: it is too slow, or ran otherwise than it should have.
+    """
+    name, plan, options = candidate.report.id, request.plan, request.options
+    try:
+        result = bench.measure(client, candidate.manifest, plan, options, candidate.inputs, progress, name)
+    except LinkError as error:
+        lost = measurement.failed("unreachable", error.what, plan, options)
+        candidate.report = replace(candidate.report, measurement=lost)
+        _keep(candidate)
+        raise
     path = Path(candidate.artifact.path)
     if path.is_absolute() and path.is_file():  # a release that only the board holds has no file here
         result = executed.judged(result, candidate.artifact)

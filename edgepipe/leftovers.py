@@ -45,7 +45,7 @@ def _keep(run: Run, client: BoardClient) -> bool:
     journal = Journal()
     known = journal.get(run.id)
     report = codec.from_dict(Report, known.value) if known and known.kind == "report" else None
-    if report and report.measurement and report.measurement.status != "failed":
+    if report and report.measurement and report.measurement.status not in ("failed", "unreachable"):
         return False
     result = bench.concluded(run.raw, run.plan, run.options)
     if report is None:

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgepipe import bench, leftovers, paths
+from edgepipe import bench, deploy, leftovers, paths
 from edgepipe import board as boards
 from edgepipe.agent import spool
 from edgepipe.agent.store import Store
@@ -130,6 +130,26 @@ def test_a_fault_at_any_message_loses_nothing(how, own_home):
 
 def waiting(store: Store, name: str, raw: object) -> None:
     spool.keep(store, spool.Run(name, "me@desk", 1.0, MANIFEST, PLAN, RunOptions(), raw))  # type: ignore[arg-type]
+
+
+def test_a_lost_link_stands_in_the_record_until_the_board_hands_the_run_over(own_home):
+    name, client = new_id(), connect()
+    client.push([(CONTENT, REF)])
+    facts, artifact = bench.facts_of(MANIFEST.artifact), MANIFEST.artifact
+    blank = replace(bench.blank_report(facts, artifact, client.hello().board, "rack", MANIFEST), id=name)
+    candidate = SimpleNamespace(report=blank, manifest=MANIFEST, artifact=artifact, inputs=None, export=None)
+    client.channel().line = lambda until, limit: (_ for _ in ()).throw(LinkError("cut"))  # type: ignore[method-assign]
+    with pytest.raises(LinkError, match="cut"):
+        deploy.measure(candidate, SimpleNamespace(plan=PLAN, options=RunOptions()), client, Silent())
+    (lost,) = [one.measurement for one in Journal().all() if one.id == name]
+    assert lost and (lost.status, lost.reason, lost.latency_ms) == ("unreachable", "cut", None)
+    raw = report_samples.raw(report_samples.steady(random.Random(3), calls=5))
+    waiting(Store(str(paths.data_home() / "boards" / "local" / ".edgepipe")), name, raw)  # its agent went on
+    client.close()
+    with connect() as again:
+        assert leftovers.collect(again, Silent()) == [name]
+    (found,) = [one.measurement for one in Journal().all() if one.id == name]
+    assert found and found.status != "unreachable" and found.latency_ms
 
 
 def collect(board: SimpleNamespace) -> None:
