@@ -66,6 +66,7 @@ class Builds:
     progress: Progress
     models: dict[str, Model]
     _made: dict[tuple[Cell, str], Future[Built]] = field(default_factory=dict)
+    _asked: dict[tuple[Cell, str], tuple[Board, Future[Built]]] = field(default_factory=dict)
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "edgepipe-build"))
     _blank: dict[Cell, Report] = field(default_factory=dict)
     _samples: dict[str, tuple[bytes, str] | None] = field(default_factory=dict)
@@ -85,10 +86,14 @@ class Builds:
 
     def get(self, cell: Cell, member: Member, facts: Board) -> Future[Built]:
         """The future of a cell's file for a board; equal needs share one."""
+        asked = self._asked.get((cell, member.name))
+        if asked and asked[0] is facts:  # the planner asks at each step of each trial
+            return asked[1]
         wanted = deploy.options_for(_how(self.request, cell), member.target, facts)
         key = cell, repr(wanted)
         if key not in self._made:
             self._made[key] = self._worker.submit(self._build, cell, wanted)
+        self._asked[cell, member.name] = facts, self._made[key]
         return self._made[key]
 
     def report(self, cell: Cell, member: Member, facts: Board | None) -> Report:
