@@ -74,7 +74,7 @@ function plot(id, points, label, options) {
   if (!points.length) { at(id).replaceChildren(make("p", options.none)); return; }
   const span = (values, log) => {
     let [low, top] = [Math.min(...values), Math.max(...values)];
-    if (log) { low /= 1.1; top *= 1.1; } else { const pad = (top - low || Math.abs(top) * 0.02 || 1) * 0.1; low -= pad; top += pad; }
+    if (log) { low /= 1.1; top *= 1.1; } else { const pad = (top - low || options.least || Math.abs(top) * 0.02 || 1) * 0.1; low -= pad; top += pad; }
     return [low, top];
   };
   const [x0, x1] = span(points.map((p) => p.x), options.logX), [y0, y1] = span(points.map((p) => p.y), options.logY);
@@ -124,7 +124,7 @@ async function showHistory() {
     told: `${p.at} ${each.recipe} ${each.format}: ${digits(p.p50)} ms, ${p.status}`,
   })));
   const day = (v) => new Date(v).toISOString().slice(0, 16).replace("T", " ");
-  plot("history", points, "Median time over dates", { x: "", y: "ms", logY: true, lines: true, tellX: day, tellY: digits, none: "No result of this model on this board." });
+  plot("history", points, "Median time over dates", { x: "", y: "ms", logY: true, lines: true, least: 3.6e6, tellX: day, tellY: digits, none: "No result of this model on this board." });
 }
 
 function choices(id, names, kept) {
@@ -137,7 +137,7 @@ async function load(run = "") {
   const state = await (await fetch(`/api/state${run ? "?run=" + encodeURIComponent(run) : ""}`)).json();
   latest = state.runs.length ? state.runs[0].name : "";
   boards = new Map(state.boards.map((board) => [board.name, board]));
-  at("run").replaceChildren(...state.runs.map((each) => make("option", `${each.at.slice(0, 16)}, ${each.boards} boards`, { value: each.name })));
+  at("run").replaceChildren(...state.runs.map((each) => make("option", `${each.at.slice(0, 16).replace("T", " ")}, ${each.boards} boards`, { value: each.name })));
   at("run").value = run || latest;
   showMap();
   showRun(state.runs.find((each) => each.name === (run || latest)));
