@@ -22,7 +22,8 @@ def command(
         "smollm2-135m"
     ),
     weights: Annotated[
-        str, typer.Option("--weights", help="Forms of the weights: fp32, int8, int4, or with a group as in int4-g128.")
+        str,
+        typer.Option("--weights", help="Forms: fp32, int8, int4, int4-g128 (groups), int4-kv8 (cache in 8 bits)."),
     ] = "fp32,int8,int4",
     text: Annotated[str, typer.Option("--text", help="Text to judge by: lee, dostoyevsky, or a UTF-8 file.")] = "lee",
     tokens: Annotated[int, typer.Option("--tokens", min=3, max=1 << 20, help="Tokens of the text to judge by.")] = 2048,
@@ -121,5 +122,8 @@ def _bound(bound: Bound | None) -> str:
 def _remarks(found: dict[str, Any]) -> list[str]:
     """What a reader must know beside the table, and the answers."""
     lines = [f"note: {found['note']}"] if found["note"] else []
+    caches = [f"{console.size(f['cache_bytes'])} ({f['name']})" for f in found["forms"] if f["cache_bytes"]]
+    if len({form["cache_bytes"] for form in found["forms"]} - {None}) > 1:
+        lines.append(f"cache of a token: {', '.join(caches)}")
     answers = [(form["name"], " ".join(form["answer"].split())) for form in found["forms"]]
     return lines + [f"{name} answers: {answer!r}" for name, answer in answers if answer]

@@ -10,6 +10,7 @@ The weights lie beside the file in ``model.onnx.data``, which the runtime maps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -114,8 +115,12 @@ class Writer:
         save(model, self._folder / NAME)
 
 
-def write(folder: Path, s: Sizes, weights: Weights, accuracy: int) -> None:
-    """Write the file of a network of sizes ``s`` to ``folder``."""
+def write(folder: Path, s: Sizes, weights: Weights, accuracy: int, scales: Sequence[Any] = ()) -> None:
+    """Write the file of a network of sizes ``s`` to ``folder``.
+
+    ``scales`` are the steps of keys and values kept in 8 bits, [K * D] for each layer and kind; without them they are
+    floats.
+    """
     w = Writer(folder, accuracy)
     last, total = "last", "total"
     inputs = [
@@ -130,31 +135,30 @@ def write(folder: Path, s: Sizes, weights: Weights, accuracy: int) -> None:
     first = w.tensor("layers.0.attn_norm", weights.norm("layers.0.attn_norm"))
     h = w.node("SimplifiedLayerNormalization", [x, first], "layers.0.attn_in", axis=-1, epsilon=s.epsilon)
     for layer in range(s.layers):
-        x, h = _layer(w, s, weights, layer, x, h)
+        x, h = _layer(w, s, weights, layer, x, h, scales[2 * layer : 2 * layer + 2])
+        stored = TensorProto.INT8 if scales else TensorProto.FLOAT
         for kind in ("key", "value"):
-            inputs.append(_value(f"past_{kind}.{layer}", TensorProto.FLOAT, [1, s.kv_heads, "past", s.head]))
-            outputs.append(_value(f"next_{kind}.{layer}", TensorProto.FLOAT, [1, s.kv_heads, "kept", s.head]))
+            inputs.append(_value(f"past_{kind}.{layer}", stored, [1, s.kv_heads, "past", s.head]))
+            outputs.append(_value(f"next_{kind}.{layer}", stored, [1, s.kv_heads, "kept", s.head]))
     wanted = w.node("Gather", [h, "rows"], "wanted", axis=1)
     row = w.node("Reshape", [wanted, w.tensor("flat", np.array([-1, s.width], np.int64))], "row")
     _output(w, weights.output, table, row)
     w.close(inputs, outputs)
 
 
-def _layer(w: Writer, s: Sizes, weights: Weights, layer: int, x: str, h: str) -> tuple[str, str]:
+def _layer(w: Writer, s: Sizes, weights: Weights, layer: int, x: str, h: str, scales: Sequence[Any]) -> tuple[str, str]:
     """Attention, then the gated feed-forward: what goes on beside the layers, and the next one's input."""
     name = f"layers.{layer}"
     turns = [w.tensor("cosine", weights.cosine), w.tensor("sine", weights.sine)]
     past, kept = ([f"{when}_{kind}.{layer}" for kind in ("key", "value")] for when in ("past", "next"))
     qkv = w.product(h, weights.product(name, ("attn_q", "attn_k", "attn_v")), f"{name}.qkv")
-    w.nodes(
-        "GroupQueryAttention",
-        [qkv, "", "", *past, "last", "total", *turns],
-        [f"{name}.mixed", *kept],
-        OWN,
-        num_heads=s.heads,
-        kv_num_heads=s.kv_heads,
-        do_rotary=1,
-    )
+    given, how = [qkv, "", "", *past, "last", "total", *turns], dict[str, Any]()
+    if len(scales):
+        steps = [w.tensor(f"{name}.{kind}_s", each) for kind, each in zip(("key", "value"), scales, strict=True)]
+        given += ["", "", "", *steps]  # no places, bias or sinks
+        how = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+    heads = {"num_heads": s.heads, "kv_num_heads": s.kv_heads, "do_rotary": 1}
+    w.nodes("GroupQueryAttention", given, [f"{name}.mixed", *kept], OWN, **heads, **how)
     out = w.product(f"{name}.mixed", weights.product(name, ("attn_output",)), f"{name}.attn_out")
     x, h = _added(w, s, weights, f"{name}.ffn_norm", out, x)
     both = w.product(h, weights.product(name, ("ffn_gate", "ffn_up")), f"{name}.gate_up")

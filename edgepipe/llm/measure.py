@@ -10,7 +10,7 @@ from typing import Any
 
 from edgepipe import cache, isolate, stats
 from edgepipe.errors import EdgepipeError, UsageError
-from edgepipe.llm import files, gguf, source
+from edgepipe.llm import files, gguf, sizes, source
 from edgepipe.llm.text import Text
 from edgepipe.progress import Progress
 from edgepipe.record import Bound
@@ -49,11 +49,12 @@ class Form:
 
     ``perplexity`` and the ratio ``to_first`` to the first form of the table are means over windows with 95 % intervals;
     ``agreement`` is the share of the first form's answer that this form would choose too, token by token.
-    ``error`` says why a form has no figures.
+    ``error`` says why a form has no figures; ``cache_bytes`` is what the keys and values of one token take.
     """
 
     name: str
     bytes: int | None = None
+    cache_bytes: int | None = None
     sha256: str = ""
     perplexity: Bound | None = None
     to_first: Bound | None = None
@@ -140,7 +141,8 @@ def _stored(header: gguf.File) -> dict[str, int]:
 def _form(
     plan: Plan, path: Path, name: str, text: Text, tokens: list[int], before: list[Form], progress: Progress
 ) -> Form:
-    file = files.made(path, files.variant(name), plan.context, progress)
+    form = files.variant(name)
+    file = files.made(path, form, plan.context, progress)
     common = {"path": str(file), "threads": plan.threads}
 
     def call(title: str, function: str, **kwargs: Any) -> Any:
@@ -163,6 +165,7 @@ def _form(
     return Form(
         name=name,
         bytes=files.size(file),
+        cache_bytes=sizes.sizes(gguf.read(path), plan.context).cached * form.cache // 8,
         sha256=cache.hash_file(file),
         perplexity=_perplexity(losses),
         to_first=against(losses, base.losses) if base else None,

@@ -27,6 +27,11 @@ class Sizes:
         """Values of one head."""
         return self.width // self.heads
 
+    @property
+    def cached(self) -> int:
+        """Numbers that the keys and values of one token are."""
+        return 2 * self.layers * self.kv_heads * self.head
+
 
 def sizes(file: File, context: int) -> Sizes:
     """The sizes a GGUF states; ``context`` bounds the sequence (and so the table of positions).

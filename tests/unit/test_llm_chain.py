@@ -16,7 +16,7 @@ from edgepipe.agent.runtimes import _decoder
 from edgepipe.artifact import ExportOptions
 from edgepipe.errors import GateError, IntegrityError, UsageError
 from edgepipe.given import Said
-from edgepipe.llm import chain, decode, files, gguf, source
+from edgepipe.llm import chain, decode, files, gguf, measure, source
 from edgepipe.progress import Silent
 from edgepipe.schema import RunOptions
 from edgepipe.study import findings, output, plan, results, run
@@ -209,3 +209,37 @@ def test_what_is_mapped_of_the_file_is_given_back_unless_it_was_changed(tiny: Pa
     decoder.forget()
     assert np.array_equal(decoder.step([5, 6, 7]), before)
     assert _decoder.let_go(path + "gone") == 0
+
+
+def test_a_cache_in_8_bits_is_a_quarter_and_says_nearly_the_same(tiny: Path) -> None:
+    paths = [str(files.made(tiny, files.variant(name), chain.CONTEXT, Silent())) for name in ("fp32", "fp32-kv8")]
+    text = [
+        int(token) for token in chain.evaluation(chain.load(str(tiny), Silent()), "shipped", Silent()).inputs[2][:60]
+    ]
+    whole, short = (_decoder.Decoder(path, 1, 60) for path in paths)
+    for part in (text[:40], text[40:41], text[41:]):
+        one, other = whole.step(part)[0], short.step(part)[0]
+    assert np.abs(one - other).max() < 0.1 * np.abs(one).max()
+    assert {values.dtype for values in short.cached()} == {np.dtype(np.int8)}
+    assert whole.cached()[0].shape == short.cached()[0].shape == (kit.SHARED, 60, kit.WIDTH // kit.HEADS)
+    losses = [decode.perplexity(path, 1, text, 40, 20) for path in paths]
+    assert np.abs(np.subtract(*losses)).max() < 0.2
+
+
+def test_the_forms_with_a_cache_in_8_bits() -> None:
+    assert files.variant("int4-g64-kv8") == files.Variant("int4-g64-kv8", 4, 64, 8)
+    assert files.variant("fp32-kv8") == files.Variant("fp32-kv8", 32, 0, 8)
+    with pytest.raises(UsageError, match="no such form"):
+        files.variant("fp32-g64")
+    with pytest.raises(UsageError, match="no such form"):
+        files.variant("int4-kv4")
+
+
+def test_what_the_command_says_of_caches(tiny: Path) -> None:
+    from edgepipe.cli import llm as command
+
+    asked = measure.Plan(str(tiny), ("int8", "int8-kv8"), "lee", 200, 40, 20, 8, 14, 1, 1, ask="the t")
+    found = measure.measure(asked, Silent())
+    one, other = (form["cache_bytes"] for form in found["forms"])
+    assert one == 4 * other == 4 * 2 * kit.LAYERS * kit.SHARED * (kit.WIDTH // kit.HEADS)
+    assert any(line.startswith("cache of a token: ") for line in command._remarks(found))

@@ -2,7 +2,7 @@
 
 Its file takes ``tokens`` [1, S], ``rows`` [R] (whose next token is wanted), ``last`` [1] and ``total`` (what is cached
 after these tokens, less one and as it is) and the caches ``past_...`` [1, K, P, D]; it gives ``logits`` [R, V] and the
-caches ``next_...``. Of all that a caller feeds text alone: see `fed`.
+caches ``next_...``, in float or int8. Of all that a caller feeds text alone: see `fed`.
 """
 
 from __future__ import annotations
@@ -62,15 +62,22 @@ class Decoder:
         self._room, self._seen = room, 0
         self._bound = self._session.io_binding()
         self._bound.bind_output("logits", "cpu")
+        self._caches = []
         for past, following in zip(self._session.get_inputs()[_GIVEN:], self._session.get_outputs()[1:]):
             _, heads, _, width = past.shape
-            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, room, width), np.float32))
+            kind = np.int8 if "int8" in past.type else np.float32
+            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, room, width), kind))
+            self._caches.append(buffer)
             self._bound.bind_ortvalue_input(past.name, buffer)
             self._bound.bind_ortvalue_output(following.name, buffer)
 
     def forget(self, after: int = 0) -> None:
         """Go back to the first ``after`` tokens of the sequence; 0 begins a new one. It costs nothing."""
         self._seen = after
+
+    def cached(self) -> List[Any]:
+        """Keys and values of the sequence so far, layer by layer: arrays [K, seen, D]."""
+        return [buffer.numpy()[0, :, : self._seen] for buffer in self._caches]
 
     @property
     def seen(self) -> int:
