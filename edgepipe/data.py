@@ -196,13 +196,15 @@ def evaluation(model: _Model, which: str = "auto") -> Dataset | None:
 def training(model: _Model) -> Dataset | None:
     """The model's training set: the full one where it is installed, else the shipped one, else None.
 
+    A full set has images alone: it is nothing for a model of several inputs.
+
     Samples that are also in the validation or evaluation set are left out, so that nothing is judged on what it learnt.
 
     Raises:
         IntegrityError: a file is damaged, does not fit the model, or holds no labels.
     """
     data = model.data
-    if data and data.full_training and data.full_training.installed:
+    if data and data.full_training and data.full_training.installed and len(model.inputs) == 1:
         found = _full(model, data.full_training)
     elif data and data.training:
         found = _shipped(model, data.training, "training")
@@ -255,9 +257,8 @@ def without(dataset: Dataset, held: list[Dataset]) -> Dataset:
     kept = np.array([_digest(sample) not in taken for sample in dataset.inputs], bool)
     if kept.all():
         return dataset
-    labels = dataset.labels[kept] if dataset.labels is not None else None
     digest = hashlib.sha256(f"{dataset.sha256} less {len(kept) - int(kept.sum())}".encode() + kept.tobytes())
-    return Dataset(dataset.name, dataset.inputs[kept], labels, dataset.layout, digest.hexdigest())
+    return dataset.part(kept, digest.hexdigest())
 
 
 def _digest(sample: np.ndarray[Any, Any]) -> bytes:

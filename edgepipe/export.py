@@ -86,12 +86,10 @@ def check(model: Model, text: str, format_names: Iterable[str], options: ExportO
             raise UsageError(what, f"recipe {parsed}", "start from model.py and .safetensors, or leave the step out")
         for action in plan.network:
             _check_training(model, action)
-            if len(model.inputs) > 1 and action.needs:
-                what = f"{action.text} reads data for one input; {model.name} has {len(model.inputs)}"
-                raise UsageError(what, f"recipe {parsed}", "leave the step out")
             if model.given and action.needs:
                 what = f"{action.text} changes the network and reads the data that model.toml names"
                 raise UsageError(what, "--calibration", "name the data there, in [data], or leave the step out")
+        _check_apart(plan, name, options)
         _check_input(model, name, options)
         if not options.synthetic and any(action.needs == "calibration" for action in (*plan.network, *plan.file)):
             _check_data(model, str(parsed), name)
@@ -202,10 +200,22 @@ def _check_dynamic(model: Model, name: str, dynamic: dict[str, list[int]]) -> No
                 raise UsageError(what, f"{flag} {key or 'batch'}", "export it again from where it came")
 
 
+def _check_apart(plan: Plan, name: str, options: ExportOptions) -> None:
+    """Refuse what would come after a step whose base is a file of its own, or a format that has one file."""
+    for place, action in enumerate(plan.network, 1):
+        reason = action.module.apart(action.params) if hasattr(action.module, "apart") else ""
+        flags = {"--layout": options.layout, "--fold-preprocessing": options.fold}
+        after = [step.name for step in (*plan.network[place:], *plan.file)] + [flag for flag in flags if flags[flag]]
+        if reason and (after or name != "onnx"):
+            what = f"{reason}; {after[0] if after else f'a {name} file'} would not keep it"
+            raise UsageError(what, f"recipe {plan.recipe}", "merge it, or export it to onnx as it is")
+
+
 def _check_training(model: Model, action: Action) -> None:
-    """Refuse a training step the user asked for by name where there is nothing to train on."""
+    """Refuse a step that does nothing but train, or whose epochs the user named, where there is nothing to train on."""
     untrainable = action.needs == "training" and not _can_train(model, action)
-    if untrainable and (getattr(action.module, "REPAIRS", False) or "epochs" in action.given):
+    only = getattr(action.module, "REPAIRS", False) or getattr(action.module, "LEARNS", False)
+    if untrainable and (only or "epochs" in action.given):
         what = f"{action.text} trains, and {model.name} has no training data"
         fix = "name data in model.toml, [data] training"
         raise UsageError(what, f"step {action.text}", fix + (", or epochs=0" if "epochs" in action.given else ""))
@@ -217,7 +227,8 @@ def _can_train(model: Model, action: Action) -> bool:
     if paths is None:
         return False
     few = getattr(action.module, "UNLABELLED", False) and paths.calibration
-    return bool(few or paths.training or (paths.full_training and paths.full_training.installed))
+    full = len(model.inputs) == 1 and paths.full_training and paths.full_training.installed
+    return bool(few or paths.training or full)
 
 
 def _check_data(model: Model, text: str, format_name: str) -> None:

@@ -109,7 +109,7 @@ class Model:
     ``shape[0]`` of inputs and outputs is the batch: -1 where it is free. ``format`` is that of the source: "torch"
     where ``network`` is set, else the format of the file ``path``. ``identity`` is what caches go by. ``ref`` and
     ``input_shape`` are what `load` was given: another process loads the same model by them. ``given`` is data that the
-    user named for it.
+    user named for it. ``learnt`` names the parameters that differ between adapters of one base, if it has adapters.
     """
 
     name: str
@@ -132,6 +132,7 @@ class Model:
     input_shape: Shapes | None = None
     given: Given | None = None
     features: str = ""
+    learnt: tuple[str, ...] = ()
 
     @property
     def module(self) -> Any:

@@ -30,13 +30,14 @@ _DEADLINE = 7 * 86400.0  # training takes as many epochs as were asked for, and 
 
 @dataclass(frozen=True)
 class Network:
-    """What the record of a stage says besides the edits: counts, what the step said, what later steps must keep."""
+    """What the record of a stage says besides the edits: counts, what the step said, what must be kept, what learnt."""
 
     parameters: int
     macs: int | None
     note: str = ""
     sparsity: float | None = None
     keep: Keep = field(default_factory=Keep)
+    learnt: tuple[str, ...] = ()
 
 
 def compress(
@@ -73,7 +74,7 @@ def load(source: Model, folder: Path, identity: str) -> tuple[Model, Network]:
     record = _record(folder)[0]
     facts = replace(source.facts, parameters=record.parameters, macs=record.macs)
     restored = Later(lambda: _restore(source, folder)[0])
-    return replace(source, network=restored, identity=identity, facts=facts), record
+    return replace(source, network=restored, identity=identity, facts=facts, learnt=record.learnt), record
 
 
 def work(
@@ -87,6 +88,7 @@ def work(
     """Do one step (runs in the child): load the model, restore the stage before, change it, write it."""
     source = model.load(ref, input_shape)
     network, record = copy.deepcopy(source.module), None
+    network.requires_grad_(requires_grad=True)  # what its author froze may change, too: the teacher stays
     if before:
         network, record = _restore(source, Path(before))
     plugin = recipe.network_steps()[step]
@@ -106,6 +108,7 @@ def _context(source: Model, needs: str, keep: Keep) -> Context:
         parameter.requires_grad_(False)
     task = plugins.task(source.task)
     training = data.training(source) if needs == "training" else None
+    varied = hasattr(task, "augmentations") and len(source.inputs) == 1
     calibrated = needs and source.data and source.data.calibration
     return Context(
         teacher=source.module,
@@ -114,7 +117,7 @@ def _context(source: Model, needs: str, keep: Keep) -> Context:
         training=_examples(source, training) if training else None,
         loss=getattr(task, "loss", None),
         likeness=getattr(task, "likeness", None),
-        augment=tuple(task.augmentations(source.inputs[0].layout)) if hasattr(task, "augmentations") else (),
+        augment=tuple(task.augmentations(source.inputs[0].layout)) if varied else (),
         keep=keep,
         update=isolate.report,
     )
@@ -124,7 +127,8 @@ def _examples(source: Model, dataset: Dataset) -> Examples:
     from edgepipe.agent.preprocess import prepare
 
     how = partial(prepare, pre=source.preprocessing, raw_layout=dataset.layout)
-    return Examples(dataset.inputs, dataset.labels, how, dataset.name)
+    more = tuple(dataset.more[spec.name] for spec in source.inputs[1:])
+    return Examples(dataset.inputs, dataset.labels, how, dataset.name, more)
 
 
 def _save(source: Model, changed: Changed, before: Network | None, folder: Path) -> None:
@@ -144,7 +148,7 @@ def _save(source: Model, changed: Changed, before: Network | None, folder: Path)
     keep = _merge(before.keep if before else Keep(), changed.keep, set(state))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     sparsity = changed.sparsity if changed.sparsity is not None else before.sparsity if before else None
-    record = Network(parameters, macs, changed.note, sparsity, keep)
+    record = Network(parameters, macs, changed.note, sparsity, keep, changed.learnt)
     save_file(state, folder / WEIGHTS)
     text = json.dumps({"edits": find_edits(source.module, network), **asdict(record)})
     (folder / RECORD).write_text(text, encoding="utf-8")
@@ -177,4 +181,4 @@ def _record(folder: Path) -> tuple[Network, dict[str, Any]]:
     told = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     edits = told.pop("edits")
     keep = Keep(tuple(told["keep"]["zeros"]), tuple(told["keep"]["shared"]))
-    return Network(**{**told, "keep": keep}), edits
+    return Network(**{**told, "keep": keep, "learnt": tuple(told["learnt"])}), edits

@@ -35,6 +35,17 @@ def verb(task: Any) -> str:
     return "rose" if lower_is_better(task) else "fell"
 
 
+def divergence(logits: Any, wanted: Any, temperature: float) -> Any:
+    """The Kullback-Leibler divergence of softened class scores times the temperature squared (Hinton et al. 2015).
+
+    Both are torch tensors [samples, classes], ``wanted`` the teacher's; the result is a scalar tensor.
+    """
+    from torch.nn import functional
+
+    soft, target = (functional.log_softmax(scores / temperature, dim=1) for scores in (logits, wanted))
+    return functional.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
+
+
 def said(value: float, unit: str) -> str:
     """A metric as people read it: per cent where it is a share."""
     return f"{value:.5g} {unit}" if unit else f"{value:.2%}"

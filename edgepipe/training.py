@@ -35,22 +35,26 @@ _FEW, _PASS = 32, 4096  # without training data: the batch, and how many samples
 class Examples:
     """Samples as they are stored (raw, first axis samples), their labels or None, and how a batch of them is prepared.
 
-    ``prepare`` turns raw samples into the network's input, float32 of shape [samples, ...].
+    ``prepare`` turns raw samples into the network's first input, [samples, ...]; ``more`` has arrays for those after
+    it, in their order, which are fed as they are.
     """
 
     inputs: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any] | None
     prepare: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
     name: str = ""
+    more: tuple[np.ndarray[Any, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def take(self, indices: Any) -> tuple[Any, Any]:
-        """The tensors (inputs [n, ...], labels [n] or None) of the samples at ``indices``."""
+        """The samples at ``indices``: a tensor [n, ...] or, of several inputs, a tuple; and the labels [n] or None."""
         import torch
 
-        inputs = torch.from_numpy(self.prepare(self.inputs[indices]))
+        inputs: Any = torch.from_numpy(self.prepare(self.inputs[indices]))
+        if self.more:
+            inputs = (inputs, *(torch.from_numpy(values[indices]) for values in self.more))
         return inputs, None if self.labels is None else torch.from_numpy(self.labels[indices])
 
     def batches(self, size: int = BATCH, generator: Any = None) -> Iterator[tuple[Any, Any]]:
@@ -105,17 +109,26 @@ class Context:
 
 @dataclass(frozen=True)
 class Changed:
-    """A step's result: the network, one line on what was done, the share it was asked to zero, what is to be kept."""
+    """A step's result: the network, one line on what was done, the share it was asked to zero, what is to be kept.
+
+    ``learnt`` names the parameters that stay beside the rest, which is to be a file of its own.
+    """
 
     network: Any
     note: str = ""
     sparsity: float | None = None
     keep: Keep = field(default_factory=Keep)
+    learnt: tuple[str, ...] = ()
 
 
 def outputs_of(result: Any) -> list[Any]:
     """A module's result as a list of tensors."""
     return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def answers(network: Any, inputs: Any) -> list[Any]:
+    """The outputs of a network for a batch as `Examples.take` gives it: a tensor, or a tuple of one for each input."""
+    return outputs_of(network(*inputs) if isinstance(inputs, tuple) else network(inputs))
 
 
 def fit(
@@ -156,7 +169,7 @@ def fit(
     for epoch in range(epochs):
         for inputs, labels in samples.batches(batch, generator):
             varied = _vary(inputs, augment, generator)
-            loss = loop.step(objective(varied, outputs_of(network(varied)), labels))
+            loss = loop.step(objective(varied, answers(network, varied), labels))
             if not math.isfinite(loss):
                 raise IntegrityError(
                     "training diverged: the loss is not finite", f"epoch {epoch + 1}", "lower the rate"
@@ -208,11 +221,11 @@ def _harmless(context: Context, samples: Examples) -> tuple[Callable[[Any, Any],
     inputs, labels = samples.take(np.linspace(0, len(samples) - 1, min(_PROBED, len(samples))).astype(int))
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
-        limit = _HARMLESS * float(loss(outputs_of(context.teacher(inputs)), labels))
+        limit = _HARMLESS * float(loss(answers(context.teacher, inputs), labels))
         return tuple(
             vary
             for vary in context.augment
-            if float(loss(outputs_of(context.teacher(vary(inputs, generator))), labels)) <= limit
+            if float(loss(answers(context.teacher, vary(inputs, generator)), labels)) <= limit
         )
 
 
@@ -221,6 +234,8 @@ def _vary(inputs: Any, augment: tuple[Callable[[Any, Any], Any], ...], generator
 
     for vary in augment:
         inputs = vary(inputs, generator)
+    if isinstance(inputs, tuple):
+        return inputs
     image = inputs.dim() == 4  # noqa: PLR2004  samples, channels, rows, columns
     return inputs.contiguous(memory_format=torch.channels_last) if image else inputs
 
@@ -243,12 +258,17 @@ def relative_error(value: Any, wanted: Any) -> Any:
 
 
 def taught(context: Context, alpha: float, temperature: float = 1.0) -> Callable[[Any, list[Any], Any], Any]:
-    """An objective for `fit_to_teacher`: ``alpha`` times `imitation`, and the rest the task's loss where labels are."""
+    """An objective for `fit_to_teacher`: ``alpha`` times `imitation`, and the rest the task's loss where labels are.
+
+    With an ``alpha`` of 0 the teacher is not asked: that is a third of the time of a step.
+    """
     import torch
 
     def objective(inputs: Any, outputs: list[Any], labels: Any) -> Any:
+        if not alpha and labels is not None and context.loss is not None:
+            return context.loss(outputs, labels)
         with torch.no_grad():
-            wanted = outputs_of(context.teacher(inputs))
+            wanted = answers(context.teacher, inputs)
         soft = imitation(context, outputs, wanted, temperature)
         if labels is None or context.loss is None:
             return soft

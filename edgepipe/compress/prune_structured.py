@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepipe.compress import _groups, _layers
 from edgepipe.errors import UsageError
-from edgepipe.training import Changed, fine_tune, outputs_of
+from edgepipe.training import Changed, answers, fine_tune
 
 if TYPE_CHECKING:
     from edgepipe.compress._groups import Cut, Group
@@ -244,7 +244,7 @@ def _taylor(network: Any, groups: list[Group], context: Context) -> dict[Group, 
     sums: dict[Group, Any] = dict.fromkeys(groups, 0.0)
     for _, (inputs, labels) in zip(range(_BATCHES), _shuffled(samples), strict=False):
         network.zero_grad()
-        _objective(outputs_of(network(inputs)), labels, context).backward()
+        _objective(answers(network, inputs), labels, context).backward()
         for group in groups:
             sums[group] = sums[group] + judge(_groups.members(dependencies, group))
     network.zero_grad()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepipe.compress._layers import others, weights
 from edgepipe.errors import UsageError
-from edgepipe.training import Changed, fine_tune, outputs_of
+from edgepipe.training import Changed, answers, fine_tune
 
 if TYPE_CHECKING:
     from edgepipe.training import Context
@@ -89,7 +89,7 @@ def _scores(network: Any, treated: dict[str, Any], criterion: str, context: Cont
     sums = {name: torch.zeros_like(value) for name, value in values.items()}
     batches = context.training.batches(generator=torch.Generator().manual_seed(0))
     for number, (inputs, labels) in zip(range(_BATCHES), batches, strict=False):
-        gradients = torch.autograd.grad(context.loss(outputs_of(moving(inputs)), labels), list(values.values()))
+        gradients = torch.autograd.grad(context.loss(answers(moving, inputs), labels), list(values.values()))
         with torch.no_grad():
             for (name, value), gradient in zip(values.items(), gradients, strict=True):
                 product = value * gradient

@@ -110,7 +110,7 @@ def _largest(traced: Any, groups: list[Group], samples: Examples, batch: int) ->
 
     with torch.no_grad():
         for inputs, _ in samples.batches(batch):
-            Watcher(traced).run(inputs)
+            Watcher(traced).run(*(inputs if isinstance(inputs, tuple) else (inputs,)))
     for node, size in seen.items():
         if not torch.isfinite(size).all():
             raise IntegrityError("an activation is not finite on the calibration data", node.name, "check that data")

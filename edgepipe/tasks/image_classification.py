@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.errors import IntegrityError
+from edgepipe.scores import divergence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,16 +57,8 @@ def loss(outputs: list[Any], labels: Any) -> Any:
 
 
 def likeness(outputs: list[Any], wanted: list[Any], temperature: float) -> Any:
-    """The Kullback-Leibler divergence of softened scores, times the square of the temperature (Hinton et al. 2015).
-
-    A scalar tensor; ``wanted`` are the teacher's outputs, [samples, classes] as ``outputs`` are.
-    """
-    import torch
-
-    soft = torch.nn.functional.log_softmax(_logits(outputs[0]) / temperature, dim=1)
-    target = torch.nn.functional.log_softmax(_logits(wanted[0]) / temperature, dim=1)
-    divergence = torch.nn.functional.kl_div(soft, target, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    """The divergence (`scores.divergence`) of the scores from the teacher's outputs ``wanted``: a scalar tensor."""
+    return divergence(_logits(outputs[0]), _logits(wanted[0]), temperature)
 
 
 def augmentations(layout: str) -> list[Callable[[Any, Any], Any]]:

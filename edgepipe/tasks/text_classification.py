@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.errors import IntegrityError
+from edgepipe.scores import divergence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,18 @@ def further(outputs: list[Array], labels: Array) -> dict[str, float]:
         said = np.count_nonzero(answers == kind) + np.count_nonzero(labels == kind)
         found.append(2 * right / said if said else 0.0)
     return {"F1": float(np.mean(found))}
+
+
+def loss(outputs: list[Any], labels: Any) -> Any:
+    """Cross entropy of the scores [texts, classes]: a scalar tensor. Embeddings are free to move."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(outputs[0], labels)
+
+
+def likeness(outputs: list[Any], wanted: list[Any], temperature: float) -> Any:
+    """The divergence (`scores.divergence`) of the scores from the teacher's outputs ``wanted``: a scalar tensor."""
+    return divergence(outputs[0], wanted[0], temperature)
 
 
 def agreement(reference: list[Array], outputs: list[Array]) -> dict[str, float]:

@@ -126,12 +126,13 @@ def main() -> None:
             payload = save({f"head.{key}": value.detach() for key, value in network.head.state_dict().items()})
             (given.output / "weights.safetensors").write_bytes(payload)
             print(f"weights.safetensors: sha256 {hashlib.sha256(payload).hexdigest()}")
-        kept = name if name != "training" else "calibration"
-        count = len(ids) if name != "training" else 2 * CALIBRATION
-        path = given.output / f"{kept}.npz"
-        np.savez_compressed(path, inputs=ids[:count], mask=mask[:count], labels=wanted[:count])
+        counts = {name: len(ids), **({"calibration": 2 * CALIBRATION} if name == "training" else {})}
+        for kept, count in counts.items():
+            path = given.output / f"{kept}.npz"
+            np.savez_compressed(path, inputs=ids[:count], mask=mask[:count], labels=wanted[:count])
         right = (network.head(found).argmax(1).numpy() == wanted).mean()
-        print(f"{name}: {len(ids)} mails, accuracy {right:.4f}; {path.name}: {count} mails")
+        files = ", ".join(f"{kept}.npz: {count} mails" for kept, count in counts.items())
+        print(f"{name}: {len(ids)} mails, accuracy {right:.4f}; {files}")
 
 
 if __name__ == "__main__":

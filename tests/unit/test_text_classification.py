@@ -1,3 +1,6 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -48,12 +51,34 @@ def test_the_shipped_data_fit_the_card():
     """Without its weights, which are fetched: tokens and mask of each set, and labels of both kinds."""
     card = model.read_card(model.find("spam-minilm") / model.CARD)
     assert card.task == "text-classification" and card.metric == plugins.task(card.task).METRIC
-    for path in (card.data.calibration, card.data.validation, card.data.evaluation):
+    for path in (card.data.calibration, card.data.training, card.data.validation, card.data.evaluation):
         arrays = data.load_npz(path)
         assert arrays["inputs"].shape == arrays["mask"].shape == (len(arrays["labels"]), 128)
         assert arrays["inputs"].max() < 30522 and set(np.unique(arrays["mask"])) <= {0, 1}
         assert not arrays["inputs"][arrays["mask"] == 0].any()
         assert arrays["labels"].mean() == 0.5
+
+
+def test_training_mails_are_none_of_those_that_judge():
+    card = model.read_card(model.find("spam-minilm") / model.CARD)
+    source = SimpleNamespace(
+        name=card.name, task=card.task, data=card.data, labels=card.labels, preprocessing=card.preprocessing,
+        given=None, inputs=[replace(spec, shape=[-1, *spec.shape]) for spec in card.inputs],
+    )  # fmt: skip
+    learnt, judged = data.training(source), data.evaluation(source)
+    assert not {row.tobytes() for row in learnt.inputs} & {row.tobytes() for row in judged.inputs}
+    assert len(learnt.more["mask"]) == len(learnt.labels) == len(learnt.inputs) == 589
+    assert (learnt.more["mask"].astype(bool) == (learnt.inputs != 0)).all()  # left out in step
+
+
+def test_losses_are_of_the_scores_alone():
+    import torch
+
+    scores, embedding = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.randn(2, 4)
+    right = task.loss([scores, embedding], torch.tensor([0, 1]))
+    assert float(right) == pytest.approx(float(np.log(1 + np.exp(-2.0))))
+    assert float(task.likeness([scores, embedding], [scores, -embedding], 2.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(task.likeness([scores, embedding], [scores.flip(1), embedding], 2.0)) > 0.1
 
 
 def test_an_output_may_be_called_as_an_operator_is(tmp_path):

@@ -13,6 +13,7 @@ from edgepipe.training import (
     Context,
     Examples,
     Keep,
+    answers,
     fine_tune,
     fit,
     fit_to_teacher,
@@ -144,3 +145,33 @@ def test_images_train_and_come_back_contiguous():
     here = context()
     fit(net, here, lambda x, y, labels: here.loss(y, labels), epochs=2, rate=0.01, examples=examples)
     assert net[0].weight.is_contiguous()
+
+
+class Two(nn.Module):
+    """One layer on the product of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x, mask):
+        return self.layer(x * mask)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_network_of_two_inputs_learns_from_both(labelled):
+    here = context()
+    one = here.training
+    more = np.ones_like(one.inputs)
+    more[::2] = 0.0  # of these nothing is seen, so every answer to them is the same
+    examples = replace(one, more=(more,))
+    taken, labels = examples.take(np.arange(4))
+    assert [tuple(part.shape) for part in taken] == [(4, 6), (4, 6)] and len(labels) == 4
+    teacher, net = Two(), Two()
+    teacher.load_state_dict({"layer.weight": here.teacher.weight, "layer.bias": torch.zeros(3)})
+    sets = {"training": examples} if labelled else {"training": None, "calibration": examples}
+    here = replace(here, teacher=teacher, inputs=[TensorSpec("x", [-1, 6]), TensorSpec("mask", [-1, 6])], **sets)
+    fit_to_teacher(net, here, taught(here, 0.5), epochs=20, rate=0.05)
+    seen, blind = (answers(net, examples.take(np.arange(start, 512, 2))[0])[0].detach() for start in (1, 0))
+    assert (seen.argmax(1).numpy() == one.labels[1::2]).mean() > 0.9
+    assert torch.equal(blind, blind[:1].expand_as(blind))
