@@ -1,6 +1,6 @@
 """The difference between two networks as data: which layers were replaced, by what constructor arguments.
 
-Only layers of torch.nn named here can be in an edit, so a file of edits never runs code of its own.
+Only layers of torch.nn named here, and adapters, can be in an edit, so a file of edits never runs code of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "Identity": (),
     "ReLU": (),
 }
+_HOLDERS = ("Sequential", "Adapted")  # their layers are described one by one
 _BIASED = ("Conv1d", "Conv2d", "ConvTranspose2d", "Linear", "LayerNorm")
 
 Edits = dict[str, Any]
@@ -119,7 +120,7 @@ def _spec(module: Any) -> dict[str, Any]:
 
 def _describe(module: Any, path: str) -> dict[str, Any]:
     kind = type(module).__name__
-    if kind == "Sequential":
+    if kind in _HOLDERS:
         items = [[name, _describe(child, path)] for name, child in module.named_children()]
         return {"kind": kind, "items": items}
     if kind not in _KINDS:
@@ -135,6 +136,10 @@ def _build(edit: dict[str, Any]) -> Any:
     kind = edit.get("kind")
     if kind == "Sequential":
         return nn.Sequential(OrderedDict((name, _build(item)) for name, item in edit["items"]))
+    if kind == "Adapted":
+        from edgepipe.adapted import Adapted
+
+        return Adapted(**{name: _build(item) for name, item in edit["items"]})
     if kind not in _KINDS:
         raise UsageError(f"no such kind of layer: {str(kind)[:40]}", "edits", "compress the model again")
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in edit["arguments"].items()}

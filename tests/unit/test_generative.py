@@ -4,11 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgepipe import convert, data, export, model, verify
+from edgepipe import convert, data, export, model, network, verify
 from edgepipe.errors import GateError, IntegrityError, UsageError
 from edgepipe.progress import Silent
 from edgepipe.record import Accuracy
 from edgepipe.tasks import generative
+from edgepipe.training import Keep
 
 
 def answer(samples=6, seed=0):
@@ -87,10 +88,18 @@ def test_the_shipped_model_in_int8(tmp_path):
     assert made.artifact.bytes < 0.3 * made.made.steps[0].bytes
 
 
-def test_steps_that_feed_one_input_are_refused():
+def test_steps_that_learn_are_refused_without_a_training_set_of_all_inputs():
     source = model.load("fashion-vae")
-    with pytest.raises(UsageError, match="reads data for one input; fashion-vae has 2"):
-        export.check(source, "qat", ["onnx"])
+    with pytest.raises(UsageError, match="lora trains, and fashion-vae has no training data"):
+        export.check(source, "lora", ["onnx"])
+
+
+def test_a_context_feeds_every_input():
+    context = network._context(model.load("fashion-vae"), "calibration", Keep())
+    inputs, _ = context.calibration.take(np.arange(3))
+    assert [len(part) for part in inputs] == [3, 3]
+    assert all(part.shape[1:] == tuple(spec.shape[1:]) for part, spec in zip(inputs, context.inputs, strict=True))
+    assert not context.augment  # an image moved beside noise that is not
 
 
 def test_a_floor_is_a_ceiling_where_less_is_better():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgepipe.artifact import Call, ExportOptions, Output
 from edgepipe.codec import to_dict
 from edgepipe.errors import IntegrityError, UsageError
-from edgepipe.formats.onnx import from_tensorflow
+from edgepipe.formats.onnx import apart, from_tensorflow
 from edgepipe.schema import TensorSpec
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _SAME = 1e-4  # largest difference of outputs, relative, that a conversion betwe
 def export(model: Model, source: Path | None, folder: Path, options: ExportOptions, call: Call) -> Output:
     """Write ``model.onnx`` from the traced program ``source``, or from the ONNX file the model is.
 
+    Of a network with adapters that were not merged (``model.learnt``), all other weights go into a second file.
+
     Raises:
         UsageError: a batch the file can't have, or an opset or IR version it can't be brought down to.
         IntegrityError: the file does not load, or conversion changed what it computes.
@@ -50,10 +52,12 @@ def export(model: Model, source: Path | None, folder: Path, options: ExportOptio
             "batch": -1 if options.dynamic_batch else options.batch,
             "opset": options.opset,
             "ir_version": options.ir_version,
+            "own": apart.digests(model.module, model.learnt) if model.learnt else None,
         },
     )
     inputs, outputs = ([TensorSpec(**spec) for spec in facts[side]] for side in ("inputs", "outputs"))
-    return Output([FILE], inputs, outputs, model.preprocessing, facts["opset"], facts["ir_version"])
+    files = [FILE, apart.BASE] if model.learnt else [FILE]
+    return Output(files, inputs, outputs, model.preprocessing, facts["opset"], facts["ir_version"])
 
 
 def convert(
@@ -64,8 +68,9 @@ def convert(
     batch: int,
     opset: int | None,
     ir_version: int | None,
+    own: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Make the file and read back what it became (runs in the child)."""
+    """Make the file and read back what it became (runs in the child). With ``own``, weights go into `apart.BASE`."""
     import onnx
 
     names = [spec["name"] for spec in inputs], [spec["name"] for spec in outputs]
@@ -83,6 +88,8 @@ def convert(
     limit = ir_version or (max(IR_VERSION, model.ir_version) if source.endswith(".onnx") else IR_VERSION)
     model.ir_version = min(model.ir_version, limit)
     onnx.checker.check_model(model, full_check=True)
+    if own is not None:
+        apart.split(model, Path(target).parent, own)
     onnx.save(model, target)
     session = _session(target)
     if source.endswith(".pb"):
