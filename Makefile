@@ -40,7 +40,7 @@ lint: $(STAMP) ## style, types, layering, Python floor of the agent, size budget
 	$(BIN)/vermin -q -t=3.8- --no-tips --violations edgepipe/agent edgepipe/schema.py edgepipe/codec.py edgepipe/errors.py
 	$(BIN)/python scripts/budgets.py
 
-bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, export, latency, mlperf, statistics, turns, compression, fleet, fleet_dask, fleet_ssh, serve, llm or peers
+bench: $(STAMP) ## print the figures, as ratios measured side by side; PART=start, transfer, export, latency, mlperf, statistics, turns, compression, fleet, fleet_dask, fleet_ssh, serve, llm, lora or peers
 	@scripts/ensure-sshd rsync
 	$(BIN)/python -m tests.bench $(PART)
 

@@ -24,6 +24,7 @@ PARTS = (
     "fleet_ssh",
     "serve",
     "llm",
+    "lora",
     "peers",
 )
 
