@@ -161,6 +161,18 @@ def test_an_answer_begins_anew_at_no_cost_and_is_the_same(tiny: Path) -> None:
         _decoder.Decoder(path, 1, 4).step([1] * 5)
 
 
+def test_a_long_text_is_taken_in_by_pieces(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(files.made(tiny, files.variant("fp32"), chain.CONTEXT, Silent()))
+    text, rows = [3 + (7 * at) % 250 for at in range(50)], [3, 19, 20, 49]
+    decoder = _decoder.Decoder(path, 1, 50)
+    whole = decoder.step(text, rows)
+    monkeypatch.setattr(_decoder, "PIECE", 10)  # the second piece has two of the rows, two pieces have none
+    decoder.forget()
+    assert np.allclose(decoder.step(text, rows), whole, atol=1e-3) and decoder.seen == 50
+    decoder.forget()
+    assert np.allclose(decoder.step(text), whole[-1:], atol=1e-3)
+
+
 def test_the_metric_knows_what_is_worse() -> None:
     task = plugins.task(chain.TASK)
     text, worse = [np.array([1.0, 2.0, 3.0])], [np.array([1.0, 2.3, 3.3])]

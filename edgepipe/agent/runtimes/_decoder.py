@@ -16,6 +16,7 @@ from edgepipe.schema import Artifact
 
 FED = ("tokens", "scored")  # int64 [windows, length] and [windows]: how many of the last predictions of each count
 ANSWER = "nats"  # [windows], the mean loss of those predictions in nats
+PIECE = 128  # tokens taken in at once: no slower than all of them
 PROMPT, FOLLOWING = 64, 32  # tokens before the timed ones, and how many of these until the answer begins anew
 
 _GIVEN = 4  # inputs before the caches
@@ -85,7 +86,9 @@ class Decoder:
         return self._seen
 
     def step(self, tokens: List[int], rows: Optional[List[int]] = None) -> Any:
-        """Take ``tokens`` in; return logits [R, V] at ``rows``, by default at the last one.
+        """Take ``tokens`` in; return logits [R, V] at ``rows``, which ascend, by default at the last one.
+
+        More than `PIECE` are taken in piece by piece, so that a long prompt needs no more memory than a short one.
 
         Raises:
             ValueError: there is no room for them.
@@ -93,9 +96,21 @@ class Decoder:
         import numpy as np
 
         wanted = [len(tokens) - 1] if rows is None else rows
+        if self._seen + len(tokens) > self._room:
+            raise ValueError(f"{self._seen + len(tokens)} tokens, and room for {self._room}")
+        found = []
+        for start in range(0, len(tokens), PIECE):
+            part = tokens[start : start + PIECE]
+            own = [row - start for row in wanted if start <= row < start + len(part)]
+            logits = self._taken(part, own or [0])  # an empty list of rows is nothing to rely on
+            if own:
+                found.append(logits)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _taken(self, tokens: List[int], wanted: List[int]) -> Any:
+        import numpy as np
+
         self._seen += len(tokens)
-        if self._seen > self._room:
-            raise ValueError(f"{self._seen} tokens, and room for {self._room}")
         for name, value in (
             ("tokens", np.array([tokens], np.int64)),
             ("rows", np.array(wanted, np.int64)),
