@@ -50,10 +50,12 @@ def _inner(value: Any) -> Any:
     return to_dict(value)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
 def canonical(value: Any) -> bytes:
     """Canonical JSON: sorted keys, no spaces, UTF-8, no NaN. Two equal values give equal bytes."""
-    text = json.dumps(to_dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return text.encode("utf-8")
+    return _CANONICAL.encode(to_dict(value)).encode("utf-8")
 
 
 def from_dict(kind: Type[T], data: Any, where: str = "") -> T:
