@@ -1,7 +1,8 @@
 """A fleet without hardware: private SSH servers on loopback ports, each a board with a home and a host key of its own.
 
 BOARDS=20 of them, SICK=2 of which are gone, hung or show another board's key. Runs MODELS x RECIPES x FORMATS on all,
-writes out/fleet-demo/report.html, and exits 0 if every healthy board has done all and every sick one is reported.
+shows the page of `edgepipe serve` meanwhile, writes out/fleet-demo/report.html, and exits 0 if every healthy board has
+done all and every sick one is reported.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from edgepipe import fleet, inventory, paths, report
@@ -21,6 +23,8 @@ from edgepipe.fleet.lane import Lane, Limits
 from edgepipe.link import _trust
 from edgepipe.link.loopback import Sshd, descendants
 from edgepipe.schema import Plan
+from edgepipe.serve.server import Server
+from edgepipe.serve.state import State
 
 # Short on purpose: twenty boards share this machine, so their times are worth nothing; only that all is done counts.
 SHORT = Plan("demo", processes=1, min_seconds=0.5, min_samples=64, warmup_seconds=0.1, warmup_cap_seconds=1.0)
@@ -48,12 +52,21 @@ def main() -> int:
         path = inventory_of(servers, folder)
         for name, how in ill.items():
             stopped += sicken(servers, name, how)
+        show_page(stack)
         found = run(path, ill)
     page = folder / "report.html"
     rows = table.rows(str(found["run"]), fleet.find(str(found["run"]))[1], found["reports"])
     report.write_html(found["reports"], page, section.section(variation.of(rows)))
-    print(f"wrote {page}", file=sys.stderr)
+    print(f"wrote {page}; EDGEPIPE_HOME={folder / 'data'} edgepipe serve shows the run again", file=sys.stderr)
     return judge(found, ill)
+
+
+def show_page(stack: contextlib.ExitStack) -> None:
+    """Serve the page of the run on a port of its own for as long as the boards are there."""
+    server = stack.enter_context(Server("127.0.0.1", 0, State()))
+    threading.Thread(target=server.serve_forever, name="page", daemon=True).start()
+    stack.callback(server.shutdown)
+    print(f"see it in a browser while it goes on: {server.url}", file=sys.stderr)
 
 
 def inventory_of(servers: dict[str, Sshd], folder: Path) -> Path:

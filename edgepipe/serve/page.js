@@ -144,7 +144,8 @@ async function load(run = "") {
   showSick();
   showTradeoffs(state.tradeoffs);
   rows("rolled", state.rollouts.map((each) => [each.candidate, each.state, Object.entries(each.counts).map(([name, count]) => `${count} ${name}`).join(", ")]), "None.");
-  choices("board", [at("board").value || (state.boards[0] || { name: "" }).name].filter(Boolean), at("board").value);
+  const shown = state.boards.find((board) => board.done) || state.boards[0] || { name: "" }; // one that has something to show
+  choices("board", [at("board").value || shown.name].filter(Boolean), at("board").value);
   choices("model", state.models, at("model").value);
   document.documentElement.dataset.loaded = String(Math.round(performance.now()));
   showHistory();

@@ -6,7 +6,7 @@ from edgepipe.fleet.analysis.variation import Spread, Variation
 from edgepipe.report.rows import DASH
 from edgepipe.report.svg import escape
 
-_COLUMNS = ("kind", "candidate", "boards", "rounds", "median ms", "between boards", "between rounds")
+_COLUMNS = ("candidate", "boards", "rounds", "median ms", "between boards", "between rounds")
 _SHOWN = 100
 
 
@@ -15,7 +15,7 @@ def section(found: Variation) -> str:
     spreads = [each for each in found.spreads if each.boards > 1]
     if not spreads:
         return ""
-    heads = "".join(f'<th scope="col"{" class=num" if at > 1 else ""}>{name}</th>' for at, name in enumerate(_COLUMNS))
+    heads = "".join(f'<th scope="col"{" class=num" if at else ""}>{name}</th>' for at, name in enumerate(_COLUMNS))
     body = "".join(f"<tr>{_cells(each)}</tr>" for each in spreads)
     odd = [each for each in found.boards if each.odd]
     told = "".join(
@@ -30,7 +30,7 @@ def section(found: Variation) -> str:
         "Standard deviations of the median time, as shares of it: what boards of a kind differ by, apart from what "
         "rounds on one board differ by."
     )
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    table = f"<table class='runs'><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     return (
         f'<section><h2>Boards against each other</h2><p class="soft">{about}</p>'
         f'<div class="card scroll">{table}</div>{reasons}{f"<ul>{told}</ul>" if told else none}</section>'
@@ -39,8 +39,9 @@ def section(found: Variation) -> str:
 
 def _cells(each: Spread) -> str:
     numbers = (str(each.boards), str(each.rounds), f"{each.median_ms:.3g}", _share(each.between), _share(each.within))
-    texts = "".join(f"<td>{escape(text)}</td>" for text in (each.kind or DASH, each.candidate))
-    return texts + "".join(f'<td class="num">{number}</td>' for number in numbers)
+    first = f"<td>{escape(each.candidate)}{f'<small>{escape(each.kind)}</small>' if each.kind else ''}</td>"
+    named = zip(_COLUMNS[1:], numbers, strict=True)
+    return first + "".join(f'<td class="num" data-name="{name}">{number}</td>' for name, number in named)
 
 
 def _share(value: float | None) -> str:
