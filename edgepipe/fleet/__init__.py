@@ -77,19 +77,19 @@ def resume(name: str, progress: Progress, watch: Watch, limits: Limits, engine: 
 def _work(
     name: str, request: Request, files: Builds, progress: Progress, watch: Watch, limits: Limits, runner: Engine
 ) -> Outcome:
-    with alone(name):
-        trials = plan.trials(name, request)
-        kept = Kept(trials)
-        there = kept.done()
-        left = {board: [trial for trial in found if trial.id not in there] for board, found in trials.items()}
+    def keep(found: list[Report]) -> None:
+        Journal().append_all(("report", codec.to_dict(report), report.id) for report in found)
+
+    with alone(name), closing(files):
+        with unswept():
+            trials = plan.trials(name, request)
+            kept = Kept(trials)
+            there = kept.done()
+            left = {board: [trial for trial in found if trial.id not in there] for board, found in trials.items()}
+            schedule = Schedule(request, left, runner, files, keep, watch, limits, trials)
         if there:
             progress.note(f"{len(there)} trials are in the journal already")
-
-        def keep(found: list[Report]) -> None:
-            Journal().append_all(("report", codec.to_dict(report), report.id) for report in found)
-
-        with closing(files):
-            Schedule(request, left, runner, files, keep, watch, limits, trials).run()
+        schedule.run()
     kept.refresh()
     return _outcome(document(name, request, kept))
 
@@ -134,6 +134,7 @@ def reports(name: str, request: Request) -> list[Report]:
     return list(Kept(plan.trials(name, request)))
 
 
+@unswept()
 def document(name: str, request: Request, kept: Kept | None = None) -> dict[str, Any]:
     """What is known of a run, board by board; its reports are read when somebody looks at them."""
     kept = kept or Kept(plan.trials(name, request))
