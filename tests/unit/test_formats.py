@@ -246,3 +246,24 @@ def test_an_xml_bomb_is_not_unpacked(tmp_path):
     (tmp_path / "m.xml").write_text(bomb)
     with pytest.raises(EdgepipeError):
         model.load(str(tmp_path / "m.xml"))
+
+
+def test_of_a_sparse_tflite_tensor_what_is_stored_counts(tmp_path):
+    """MediaPipe's sparse models keep the blocks that are not all zero; their values are fewer than the shape says."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    from edgepipe.formats.tflite import inspect
+
+    source = kit.made("tflite").artifact.path
+    before, found = inspect.weights(source), flatbuffer_utils.read_model(source)
+    tensor = next(one for one in found.subgraphs[0].tensors if one.shape is not None and len(one.shape) == 4 and
+                  found.buffers[one.buffer].data is not None)  # fmt: skip
+    tensor.sparsity = schema.SparsityParametersT()
+    values = np.frombuffer(bytes(found.buffers[tensor.buffer].data), np.float32)
+    kept = np.array([1.0, 0.0, 2.0], np.float32)
+    found.buffers[tensor.buffer].data = np.frombuffer(kept.tobytes(), np.uint8)
+    flatbuffer_utils.write_model(found, str(tmp_path / "m.tflite"))
+    after = inspect.weights(str(tmp_path / "m.tflite"))
+    assert after["stored"] == before["stored"] - values.size + 3
+    assert after["zeros"] == before["zeros"] - int((values == 0).sum()) + 1

@@ -46,11 +46,12 @@ def _values(tensor: Any, data: Any) -> Any:
     scaled = scaled or graph.in_blocks(tensor)
     if data is None or not len(data) or not (kind in _FLOATS or scaled):
         return None  # whole numbers without a scale are shapes, axes and the like
-    shape = [int(size) for size in tensor.shape]
+    # A tensor in the sparse encoding stores the values of its blocks that are not all zero, one after the other.
+    shape = [-1] if tensor.sparsity is not None else [int(size) for size in tensor.shape]
     if kind == "INT4":  # two in a byte, the first in the low half
         halves = np.frombuffer(bytes(data), np.int8)
         packed = np.stack([halves << 4 >> 4, halves >> 4], -1)
-        return packed.reshape(-1)[: math.prod(shape)].reshape(shape)
+        return packed.reshape(-1)[: math.prod(tensor.shape)].reshape(shape)
     kinds = _FLOATS | _INTEGERS
     return np.frombuffer(bytes(data), kinds[kind]).reshape(shape) if kind in kinds else None
 
@@ -62,7 +63,7 @@ def _points(tensor: Any, dimensions: int) -> Any:
     found = tensor.quantization.zeroPoint if tensor.quantization is not None else None
     if found is None or not len(found) or graph.in_blocks(tensor):
         return 0
-    if len(found) == 1:
+    if len(found) == 1 or tensor.sparsity is not None:
         return int(found[0])
     shape = [1] * dimensions
     shape[tensor.quantization.quantizedDimension] = -1
