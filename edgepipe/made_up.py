@@ -34,16 +34,17 @@ class Shown:
 
 def climb(model: Model, made: Made) -> Shown:
     """Hold every stage that a runtime here runs against the one before; the first against the model itself."""
+    own = model.network is None and _runs(model.format)  # a file that boards run as it is
     try:
-        template, runs = _template(model, made)
+        template = _own_file(model) if own else made.stages[0]  # says which inputs there are
         fed = samples.choose(template, None, COUNT)
-        before = _answers(template, fed) if runs else _module(model, fed)
+        before = _first(model, template, fed)
     except EdgepipeError as error:
         return Shown(source=f"not shown to be the same model: {error.what}")
     parity: list[Rung] = []
     cautions: list[str] = []
     for artifact in made.stages:
-        if not _runs(artifact.format) or (runs and artifact.sha256 == template.sha256):
+        if not _runs(artifact.format) or (own and artifact.sha256 == template.sha256):
             continue
         name, tolerance = verify.rung_of(artifact)
         try:
@@ -59,12 +60,18 @@ def climb(model: Model, made: Made) -> Shown:
     return Shown(parity, fed.source, cautions)
 
 
-def _template(model: Model, made: Made) -> tuple[Artifact, bool]:
-    """What says which inputs there are, and whether it is run for the first answers (else the module is)."""
-    if model.network is None and _runs(model.format):
-        assert model.path is not None
-        return export.artifact_of_file(model.path, model), True
-    return made.stages[0], model.network is None
+def _own_file(model: Model) -> Artifact:
+    assert model.path is not None
+    return export.artifact_of_file(model.path, model)
+
+
+def _first(model: Model, template: Artifact, fed: Samples) -> list[Any]:
+    """The answers of the model itself: of its module, its file, or its framework where no runtime here runs it."""
+    if model.network is not None:
+        return _module(model, fed)
+    if _runs(model.format):
+        return _answers(template, fed)
+    return verify.native(model, list(fed.arrays), fed.source)
 
 
 def _runs(format_name: str) -> bool:

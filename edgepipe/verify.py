@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgepipe import cache, data, export, plugins, recipe, scores, stats
 from edgepipe.errors import GateError, IntegrityError, UsageError
@@ -74,7 +74,7 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
         IntegrityError: a rung departs from the one before by more than its tolerance.
     """
     task = plugins.task(model.task)
-    reference = _reference(model, made, dataset)
+    reference = _reference(model, dataset)
     before = reference
     accuracy = replace(_metric_of(task, dataset), baseline=_score(task, before, dataset, reference))
     accuracy = _furthered(accuracy, "baseline", task, before, dataset, reference, model.features)
@@ -156,8 +156,8 @@ def _seen(module: Any, fed: Any) -> Any:
     return np.concatenate(seen)
 
 
-def _reference(model: Model, made: Made, dataset: Dataset) -> Outputs:
-    """What the model itself answers: its module, or its file; its first export where nothing here runs such files."""
+def _reference(model: Model, dataset: Dataset) -> Outputs:
+    """What the model itself answers: its module, its file, or its framework where no runtime of boards runs it."""
     if model.network is not None:
         return framework(model, dataset)
     from edgepipe.agent import runtimes
@@ -165,9 +165,22 @@ def _reference(model: Model, made: Made, dataset: Dataset) -> Outputs:
     try:
         runtimes.runtime_for(model.format)
     except UsageError:
-        return outputs_of(made.stages[0], dataset)
+        fed = dataset.feeds(model.inputs, model.preprocessing)
+        return native(model, [fed[spec.name] for spec in model.inputs], dataset.sha256)
     assert model.path is not None
     return outputs_of(export.artifact_of_file(model.path, model), dataset)
+
+
+def native(model: Model, arrays: list[Any], source: str) -> Outputs:
+    """The answers of a file's own framework to ``arrays``, which ``source`` names; cached by model and samples.
+
+    Raises:
+        UsageError: nothing here runs such files.
+        IntegrityError: it can't take in these arrays.
+    """
+    found = plugins.load("formats", model.format, "answers")
+    key = cache.key("native", model=model.identity, data=source, versions=cache.versions(found.LIBRARIES))
+    return cached(key, lambda: cast("Outputs", found.answers(model, arrays)))
 
 
 def rung_of(artifact: Artifact) -> tuple[str, Tolerance]:

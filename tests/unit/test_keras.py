@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from edgepipe import export, model
+from edgepipe import export, made_up, model
 from edgepipe.artifact import ExportOptions
 from edgepipe.cache import Cache
 from edgepipe.errors import EdgepipeError, IntegrityError, UsageError
@@ -220,3 +220,13 @@ def test_without_tensorflow_the_command_is_named(monkeypatch, tmp_path):
 
         require(str(path))
     assert "pip install" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["net.keras", "net.pb"])
+def test_the_first_rung_is_held_against_tensorflow_itself(name, tmp_path):
+    found = model.load(str(keras_kit.files() / name))
+    made = export.make(found, "none", "tflite", cache=Cache(kit.home() / "work"))
+    shown = made_up.climb(found, made)
+    assert len(shown.parity) == 1, shown
+    rung = shown.parity[0]
+    assert rung.rung == "exported" and rung.max_abs is not None and 0 <= rung.max_abs < 1e-4 and not shown.cautions
