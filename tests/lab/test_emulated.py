@@ -44,7 +44,7 @@ def set_up(board: LabBoard, formats: tuple[str, ...]) -> None:
     lines = checks(board)
     assert "emulated" in lines and "mean nothing" in lines["emulated"]["text"]
     assert all("not installed" in lines[name]["text"] and " fits " in lines[name]["text"] for name in names)
-    flags = [flag for name in names for flag in ("--runtime", name)]
+    flags = ("--runtime", ",".join(names))
     results = {one["runtime"]: one for one in board.json("provision", *flags)["runtimes"]}
     assert {name: one["state"] for name, one in results.items()} == dict.fromkeys(names, "installed")
     for one in board.json("provision", *flags)["runtimes"]:
