@@ -229,7 +229,8 @@ def fingerprint(model: _Model, needs: str) -> str:
     if needs == "training":
         files += [data.validation, data.evaluation]
         pair = data.full_training
-        files += [pair.images, pair.labels] if pair and pair.installed else [data.training]
+        full = pair if pair and pair.installed and len(model.inputs) == 1 else None
+        files += [full.images, full.labels] if full else [data.training]
         files += [data.full.images] if data.full and data.full.installed else []
     limits = [pair.limit if pair else None for pair in (data.full, data.full_training)]
     try:

@@ -139,7 +139,8 @@ def artifact_of_file(path: Path, like: Model | None = None) -> Artifact:
     found = load_model(str(path))
     if found.network is not None or found.path is None:
         raise UsageError("this is a torch model, not an exported file", str(path), "export it first")
-    names = [path.name] + ([path.with_suffix(".bin").name] if found.format == "openvino" else [])
+    loader = plugins.load("formats", found.format, "load")
+    names = [path.name, *(loader.companions(path) if hasattr(loader, "companions") else ())]
     inputs, preprocessing, raw = found.inputs, found.preprocessing, found.raw_layout
     if like and like.inputs and len(inputs) == len(like.inputs):
         layout = _layout_of(inputs[0].shape, like)

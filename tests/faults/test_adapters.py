@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,8 @@ def test_one_hash_covers_both_files(source):
     proto = onnx.load(artifact.path, load_external_data=False)
     assert {item.key: item.value for item in proto.metadata_props} == {apart.PROPERTY: artifact.files[1].sha256}
     assert artifact.sha256 == artifact.files[0].sha256
+    bare = export.artifact_of_file(Path(artifact.path), source)  # as `bench FILE` and `verify FILE` take it
+    assert bare.files == artifact.files
 
 
 def test_equal_weights_are_stored_once_and_in_an_order_of_their_own(tmp_path):

@@ -37,6 +37,13 @@ def load(path: Path, card: Card) -> Loaded:
     return Loaded("onnx", inputs, outputs, digest, identity, None, facts["parameters"], facts["macs"], facts["reason"])
 
 
+def companions(path: Path) -> list[str]:
+    """Names of the files beside ``path`` that hold its weights; none for most."""
+    if b"location" not in path.read_bytes():  # the key that external data are found by
+        return []
+    return sorted(isolate.read(f"{__name__}:inspect", path)["external"])
+
+
 def read(path: str) -> tuple[Any, list[str]]:
     """Read and check an ONNX file with its external data; return the model and the names of the external files.
 

@@ -17,6 +17,11 @@ EXTENSIONS = (".xml",)
 _PROMISE = re.compile(r'<bin_sha256 value="([0-9a-f]{64})"')
 
 
+def companions(path: Path) -> list[str]:
+    """The name of the file beside ``path`` that holds its weights."""
+    return [path.with_suffix(".bin").name]
+
+
 def load(path: Path, card: Card) -> Loaded:
     """Inspect ``path`` and the .bin beside it; names, shapes and types are the file's own, layouts the card's.
 
