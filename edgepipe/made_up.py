@@ -62,7 +62,10 @@ def climb(model: Model, made: Made) -> Shown:
 
 def _own_file(model: Model) -> Artifact:
     assert model.path is not None
-    return export.artifact_of_file(model.path, model)
+    found = export.artifact_of_file(model.path, model)
+    pairs = zip(found.inputs, model.inputs, strict=True)  # the model's have the sizes that the user said
+    inputs = [replace(own, shape=said.shape) if -1 in own.shape[1:] else own for own, said in pairs]
+    return replace(found, inputs=inputs)
 
 
 def _first(model: Model, template: Artifact, fed: Samples) -> list[Any]:

@@ -104,3 +104,23 @@ def output(source: Artifact, options: ExportOptions, made: Front, files: list[st
         done.append(f"{source.preprocessing.layout} became {options.layout}")
     inputs = [replace(source.inputs[0], shape=made.shape, layout=pre.layout), *source.inputs[1:]]
     return Output(files, inputs, source.outputs, pre, note="; ".join(done), **facts)
+
+
+def fix_sizes(graph: Any, told: list[tuple[Any, int]]) -> None:
+    """Give free dimensions of an ONNX graph the sizes they are told, and every other dimension of the same name too.
+
+    Some writers give one name to dimensions that have nothing to do with each other: where such are told different
+    sizes, each gets its own. Sizes below 1 are left free.
+    """
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+
+    sizes: dict[str, set[int]] = {}
+    for dim, size in told:
+        sizes.setdefault(dim.dim_param, set()).add(size)
+    for dim, size in told:
+        if size < 1 or dim.dim_value > 0:
+            continue
+        if dim.dim_param and len(sizes[dim.dim_param]) == 1:
+            make_dim_param_fixed(graph, dim.dim_param, size)
+        else:
+            dim.dim_value = size

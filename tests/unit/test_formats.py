@@ -267,3 +267,21 @@ def test_of_a_sparse_tflite_tensor_what_is_stored_counts(tmp_path):
     after = inspect.weights(str(tmp_path / "m.tflite"))
     assert after["stored"] == before["stored"] - values.size + 3
     assert after["zeros"] == before["zeros"] - int((values == 0).sum()) + 1
+
+
+@pytest.mark.parametrize("format_name", ["onnx", "tflite"])
+def test_free_sizes_of_one_name_get_each_what_is_said(format_name, tmp_path):
+    """Paddle's exporter calls all of them by one name, and writes -1 for a batch."""
+    from onnx import TensorProto, helper, save
+
+    from edgepipe import export
+    from edgepipe.cache import Cache
+
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, "free", "free"])
+    given.type.tensor_type.shape.dim[0].dim_value = -1
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, 1, 1])
+    graph = helper.make_graph([helper.make_node("GlobalAveragePool", ["x"], ["y"])], "g", [given], [made])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    found = model.load(str(tmp_path / "m.onnx"), [3, 8, 12])
+    result = export.make(found, "none", format_name, cache=Cache(kit.home() / "work")).artifact
+    assert result.inputs[0].shape == [1, 3, 8, 12]

@@ -137,24 +137,22 @@ def _adopt(source: str, batch: int, shapes: list[list[int]]) -> Any:
         IntegrityError: not a sound file, or shapes in it contradict each other.
     """
     import onnx
-    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
+    from edgepipe.formats._inputs import fix_sizes
     from edgepipe.formats.onnx.load import read
 
     model, _ = read(source)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
+    told: list[tuple[Any, int]] = []
     for value, shape in zip(inputs, shapes, strict=True):
         dims = value.type.tensor_type.shape.dim
         has = dims[0].dim_value if dims else 0
         if has and batch not in (-1, has) and value is inputs[0]:  # of others it may be no batch
             fix = f"use --batch {has}, or export the model with a dynamic batch"
             raise UsageError(f"the file has a fixed batch of {has}", f"batch {batch}", fix)
-        for dim, size in zip(dims, [batch, *shape[1:]][: len(shape)], strict=True):
-            if size > 0 and dim.dim_param:
-                make_dim_param_fixed(model.graph, dim.dim_param, size)
-            elif size > 0 and not dim.dim_value:
-                dim.dim_value = size
+        told += zip(dims, [batch, *shape[1:]][: len(shape)], strict=True)
+    fix_sizes(model.graph, told)
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.shape_inference.InferenceError as error:

@@ -67,6 +67,7 @@ def read(path: str) -> tuple[Any, list[str]]:
     try:
         if external:
             load_external_data_for_model(model, str(Path(path).parent))
+        _free_sizes(model)
         _name_output_shapes(model)
         onnx.checker.check_model(model)
     except Exception as error:
@@ -82,7 +83,9 @@ def inspect(path: str) -> dict[str, Any]:
     model, external = read(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [_spec(value) for value in model.graph.input if value.name not in weights]
-    stored = [tensor for tensor in model.graph.initializer if tensor.dims and tensor.data_type in _WEIGHT_TYPES]
+    held = [item.t for node in model.graph.node if node.op_type == "Constant" for item in node.attribute]
+    tensors = [*model.graph.initializer, *held]  # some writers keep weights as constants
+    stored = [tensor for tensor in tensors if tensor.dims and tensor.data_type in _WEIGHT_TYPES]
     parameters = sum(math.prod(tensor.dims) for tensor in stored)
     for value in model.graph.input:  # one sample, for counting
         dims = value.type.tensor_type.shape.dim
@@ -151,6 +154,14 @@ def _external(model: Any, folder: Path) -> list[str]:
             fix = "put the data file beside the model, under a flat name, not as a link"
             raise IntegrityError(f"the model's data is not a plain file in its folder: {name[:80]!r}", str(folder), fix)
     return sorted(names)
+
+
+def _free_sizes(model: Any) -> None:
+    """Sizes of -1, as some writers say it, become what the standard has for a free size: nothing."""
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.Clear()
 
 
 def _name_output_shapes(model: Any) -> None:

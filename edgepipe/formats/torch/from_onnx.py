@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import EdgepipeError, IntegrityError, UsageError
+from edgepipe.formats._inputs import fix_sizes
 from edgepipe.formats._names import some
 from edgepipe.formats.torch.onnx_node import ABSENT, FIX, Node
 
@@ -80,18 +81,14 @@ def _given(model: Any, where: str, shapes: list[list[int]] | None) -> list[Any]:
     Raises:
         UsageError: there are none.
     """
-    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
-
     weights = {tensor.name for tensor in model.graph.initializer}
     given = [value for value in model.graph.input if value.name not in weights]
     if not given:
         raise UsageError("the file has no inputs: it computes a constant", where, "nothing is to be run")
+    told = []
     for value, shape in zip(given, shapes or [], strict=False):
-        for dim, size in list(zip(value.type.tensor_type.shape.dim, shape, strict=False))[1:]:
-            if size > 0 and dim.dim_param:
-                make_dim_param_fixed(model.graph, dim.dim_param, size)
-            elif size > 0 and not dim.dim_value:
-                dim.dim_value = size
+        told += list(zip(value.type.tensor_type.shape.dim, shape, strict=False))[1:]
+    fix_sizes(model.graph, told)
     return given
 
 
@@ -136,7 +133,7 @@ def _example(value: Any, batch: int, seed: int, whole: int | None) -> Any:
     node = Node("Input", value.name, 0, {}, 1)
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
         raise node.refusal("it is no tensor of a known rank")
-    sizes = [dim.dim_value for dim in tensor.shape.dim]
+    sizes = [max(dim.dim_value, 0) for dim in tensor.shape.dim]
     if sizes and not sizes[0]:
         sizes[0] = batch
     if not all(sizes):
@@ -158,13 +155,18 @@ def _network(plan: _Plan, inputs: list[str]) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.names: dict[str, str] = {}
+            self.bare: dict[str, tuple[Any, Any]] = {}  # without elements: torch can't keep such buffers in a file
             for place, (name, value) in enumerate(plan.needed().items()):
+                if not value.numel():
+                    self.bare[name] = tuple(value.shape), value.dtype
+                    continue
                 self.names[name] = f"constant_{place}"
                 self.register_buffer(self.names[name], value)
 
         def forward(self, *given: Any) -> Any:
             values = dict(zip(inputs, given, strict=True))
             values.update({name: getattr(self, own) for name, own in self.names.items()})
+            values.update({name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in self.bare.items()})
             for step in plan.steps:
                 values.update(step.run(values))
             return tuple(_own(values[name], name, given, self.names) for name in plan.outputs)
