@@ -74,7 +74,7 @@ def climb(model: Model, made: Made, dataset: Dataset) -> Ladder:
         IntegrityError: a rung departs from the one before by more than its tolerance.
     """
     task = plugins.task(model.task)
-    reference = _reference(model, dataset)
+    reference = _reference(model, made, dataset)
     before = reference
     accuracy = replace(_metric_of(task, dataset), baseline=_score(task, before, dataset, reference))
     accuracy = _furthered(accuracy, "baseline", task, before, dataset, reference, model.features)
@@ -156,8 +156,11 @@ def _seen(module: Any, fed: Any) -> Any:
     return np.concatenate(seen)
 
 
-def _reference(model: Model, dataset: Dataset) -> Outputs:
-    """What the model itself answers: its module, its file, or its framework where no runtime of boards runs it."""
+def _reference(model: Model, made: Made, dataset: Dataset) -> Outputs:
+    """What the model itself answers: its module, its file, or its framework where no runtime of boards runs it.
+
+    Where that is not asked either, as of the weights of a language model, it is what its first file answers.
+    """
     if model.network is not None:
         return framework(model, dataset)
     from edgepipe.agent import runtimes
@@ -165,6 +168,8 @@ def _reference(model: Model, dataset: Dataset) -> Outputs:
     try:
         runtimes.runtime_for(model.format)
     except UsageError:
+        if model.format not in plugins.names("formats"):
+            return outputs_of(made.stages[0], dataset)
         fed = dataset.feeds(model.inputs, model.preprocessing)
         return native(model, [fed[spec.name] for spec in model.inputs], dataset.sha256)
     assert model.path is not None
