@@ -325,5 +325,5 @@ def test_ctrl_c_in_the_middle_of_an_export(tmp_path):
     assert not list(jobs.iterdir())
     assert not list((tmp_path / "cache" / "work" / "tmp").iterdir())
     entries = list((tmp_path / "cache" / "work" / "entries").glob("*/*"))
-    assert len(entries) == 1  # the traced program, whole
-    assert Cache(tmp_path / "cache" / "work").get(entries[0].name)
+    assert len(entries) == 2  # what the model is, and the traced program, both whole
+    assert all(Cache(tmp_path / "cache" / "work").get(entry.name) for entry in entries)
