@@ -100,7 +100,8 @@ LIES = {
     "no number": (lambda ma: "nan", "talks nonsense"),
     "less than nothing": (lambda ma: str(-ma), "no board gives power back"),
     "another unit": (lambda ma: str(1000 * ma), "too much for a whole board: a wrong unit"),
-    "an impossible jump": (lambda ma: str(ma if ma % 7 else 30 * ma), "an impossible jump"),
+    # A reading or two of them, far from the next: several side by side would be a load that comes and goes.
+    "an impossible jump": (lambda ma: str(30 * ma if time.monotonic() % 0.5 < 0.06 else ma), "an impossible jump"),
 }
 
 
